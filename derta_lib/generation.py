@@ -138,7 +138,7 @@ def _decode(
     cache, states = _prefill(model, [Row(tuple(ids)) for ids in prompts.values()], width, max_new_tokens)
     columns = torch.arange(width + max_new_tokens, device=model.device)
     hidden = torch.zeros((len(prompts), width + max_new_tokens), dtype=model.dtype, device=model.device)
-    hidden.masked_fill_(columns < (width - lengths)[:, None], torch.finfo(model.dtype).min)
+    hidden.masked_fill_(columns < (width - lengths)[:, None], -torch.inf)
     for step in range(max_new_tokens):
         tokens = site_logits(model, states).argmax(-1)
         going = torch.tensor([token not in stops for token in tokens.tolist()])

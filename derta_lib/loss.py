@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 from derta_lib.errors import DertaError
 from derta_lib.tree import TASKS, Pack, hidden_states
 
-CHUNK = 256
+CHUNK = 128
 """Sites whose logits are held at once."""
 TOO_LARGE = (
     "Token id {} lies outside the model's {} of {} rows; "
@@ -39,7 +39,10 @@ def site_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
 
 
 def cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """−log P(target), float32 [S], a chunk at a time; a chunk's logits are made again in the backward pass.
+    """−log P(target), float32 [S], a chunk at a time, so that no more than a chunk's logits are ever held.
+
+    Under a frozen head (LoRA) the gradient is taken while a chunk's logits are there; a head that is trained makes
+    them again in the backward pass.
 
     Raises DertaError when a target lies outside the head (a tokenizer larger than its model's vocabulary).
     """
@@ -53,9 +56,29 @@ def cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> to
         return F.cross_entropy(site_logits(model, hidden), wanted, reduction="none")
 
     pieces = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
-    if not states.requires_grad:
-        return torch.cat([chunk(hidden, wanted) for hidden, wanted in pieces])
-    return torch.cat([checkpoint(chunk, hidden, wanted, use_reentrant=False) for hidden, wanted in pieces])
+    if model.get_output_embeddings().weight.requires_grad and torch.is_grad_enabled():
+        return torch.cat([checkpoint(chunk, hidden, wanted, use_reentrant=False) for hidden, wanted in pieces])
+    return torch.cat([_WithGradient.apply(chunk, hidden, wanted) for hidden, wanted in pieces])
+
+
+class _WithGradient(torch.autograd.Function):
+    """Losses of a chunk of states [S, d] and, at once, their gradients: a row's loss depends on its state alone."""
+
+    @staticmethod
+    def forward(ctx: Any, chunk: Any, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        if not ctx.needs_input_grad[1]:
+            return chunk(states, targets)
+        with torch.enable_grad():
+            states = states.detach().requires_grad_()
+            losses = chunk(states, targets)
+            (gradient,) = torch.autograd.grad(losses.sum(), states)
+        ctx.save_for_backward(gradient)
+        return losses.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *weights: torch.Tensor) -> Any:
+        (gradient,) = ctx.saved_tensors
+        return None, gradient * weights[0][:, None].to(gradient.dtype), None
 
 
 def weighted_sum(losses: torch.Tensor, packed: Pack) -> torch.Tensor:

@@ -2,12 +2,12 @@
 
 A row is a full token sequence with the sites at which it is supervised. Rows are inserted in a trie, so
 whatever they share from the start (a triple's query and r̂_{<k}, a system turn, the demonstrations of an
-attack) is computed once. Each token attends to its ancestors and itself. Attention runs block by block: one
-block a group of rows, holding the tokens that the group brought in, against those on its paths.
+attack) is computed once. Each token attends to its ancestors and itself. Attention runs in tiles: at most TILE
+of the tokens that a group of rows brought in, against those on their paths; tiles of like size form a block.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,17 +41,16 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """Attention's layout: G blocks of at most Q query and K key tokens, as indices into the pack.
+class Block:
+    """G tiles of attention, with at most Q query and K key tokens, as indices into the pack.
 
-    `queries`: int64 [G, Q], `keys`: int64 [G, K], `visible`: bool [G, Q, K] (False in the padding, but for
-    one key a padded query), `order`: int64 [L], where each token's output lies in the flattened [G · Q].
+    `queries`: int64 [G, Q], `keys`: int64 [G, K], `mask`: float32 [G, Q, K], 0 where a query sees a key, else −inf
+    (a padded query sees one key, so that no softmax is empty).
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
-    visible: torch.Tensor
-    order: torch.Tensor
+    mask: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -59,13 +58,15 @@ class Pack:
     """Groups of rows laid out as one sequence of L tokens with S sites.
 
     `ids`, `positions` (depth in the tree): int64 [L]; `paths`: for each row, the indices of its tokens;
+    `order`: int64 [L], where each token's attention lies in the flattened outputs of the `blocks`, end to end;
     `sites`, `targets`, `tasks` (index into TASKS): int64 [S]; `weights`: float32 [S]; `count`: denominator.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     paths: list[np.ndarray]
-    blocks: Blocks
+    blocks: list[Block]
+    order: torch.Tensor
     sites: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
@@ -74,13 +75,13 @@ class Pack:
 
 
 def pack(groups: Sequence[Sequence[Row]]) -> Pack:
-    """Merge the rows of all groups on their common starts; rows of a group share an attention block."""
+    """Merge the rows of all groups on their common starts; rows of a group share their tiles of attention."""
     index: dict[tuple[int, int], int] = {}
     ids: list[int] = []
     depths: list[int] = []
     paths: list[np.ndarray] = []
     sites: list[tuple[int, int, float, int]] = []
-    layout: list[tuple[np.ndarray, np.ndarray, list[np.ndarray]]] = []
+    tiles: list[_Tile] = []
     for group in groups:
         first_new = len(ids)
         group_paths = []
@@ -97,14 +98,22 @@ def pack(groups: Sequence[Sequence[Row]]) -> Pack:
             group_paths.append(np.array(path, dtype=np.int64))
             sites.extend((path[s.position], s.target, s.weight, TASKS.index(s.task)) for s in row.sites)
         paths.extend(group_paths)
-        if len(ids) > first_new:
-            layout.append((np.arange(first_new, len(ids)), np.unique(np.concatenate(group_paths)), group_paths))
+        tiles.extend(_tiles(first_new, len(ids), group_paths))
+    batches = _batches(tiles)
+    order = np.empty(len(ids), dtype=np.int64)
+    start = 0
+    for batch in batches:
+        width = max(len(tile.queries) for tile in batch)
+        for tile in batch:
+            order[tile.queries] = start + np.arange(len(tile.queries))
+            start += width
     where, targets, weights, tasks = zip(*sites, strict=True) if sites else ((), (), (), ())
     return Pack(
         ids=torch.tensor(ids, dtype=torch.long),
         positions=torch.tensor(depths, dtype=torch.long),
         paths=paths,
-        blocks=_blocks(layout, np.array(depths), len(ids)),
+        blocks=[_block(batch) for batch in batches],
+        order=torch.from_numpy(order),
         sites=torch.tensor(where, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         weights=torch.tensor(weights, dtype=torch.float32),
@@ -113,25 +122,58 @@ def pack(groups: Sequence[Sequence[Row]]) -> Pack:
     )
 
 
-def _blocks(
-    layout: Sequence[tuple[np.ndarray, np.ndarray, list[np.ndarray]]], depths: np.ndarray, length: int
-) -> Blocks:
-    most_queries = max(len(queries) for queries, _, _ in layout)
-    most_keys = max(len(keys) for _, keys, _ in layout)
-    queries = np.zeros((len(layout), most_queries), dtype=np.int64)
-    keys = np.zeros((len(layout), most_keys), dtype=np.int64)
-    visible = np.zeros((len(layout), most_queries, most_keys), dtype=bool)
-    order = np.zeros(length, dtype=np.int64)
-    for block, (new, known, paths) in enumerate(layout):
-        queries[block, : len(new)] = new
-        keys[block, : len(known)] = known
-        order[new] = block * most_queries + np.arange(len(new))
-        for path in paths:
-            mine = path[path >= new[0]]
-            rows, columns = mine - new[0], np.searchsorted(known, path)
-            visible[block][np.ix_(rows, columns)] |= depths[mine][:, None] >= depths[path][None]
-        visible[block, len(new) :, 0] = True  # padding attends to something, so that no softmax is empty
-    return Blocks(*(torch.from_numpy(array) for array in (queries, keys, visible, order)))
+TILE = 256
+"""Query tokens of a tile at most: bounds the scores held at once, and skips the keys that come after them."""
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """Query tokens, the key tokens that some of them see, both ascending, and which see which ([queries, keys])."""
+
+    queries: np.ndarray
+    keys: np.ndarray
+    visible: np.ndarray
+
+
+def _tiles(first: int, end: int, paths: Sequence[np.ndarray]) -> Iterator[_Tile]:
+    """The tokens first..end-1 of a group in equal tiles. A parent's index is below its child's, so paths ascend."""
+    if first == end:
+        return
+    for queries in np.array_split(np.arange(first, end), -(-(end - first) // TILE)):
+        begin, last = queries[0], queries[-1]
+        known = [path[: np.searchsorted(path, last, side="right")] for path in paths]
+        known = [path for path in known if path[-1] >= begin]
+        keys = np.unique(np.concatenate(known))
+        visible = np.zeros((len(queries), len(keys)), dtype=bool)
+        for path in known:
+            mine = path[path >= begin]
+            visible[np.ix_(mine - begin, np.searchsorted(keys, path))] |= mine[:, None] >= path[None]
+        yield _Tile(queries, keys, visible)
+
+
+def _batches(tiles: Iterable[_Tile]) -> list[list[_Tile]]:
+    """Tiles of like size together, so that padding stays below half of what they need."""
+    batches: list[list[_Tile]] = []
+    for tile in sorted(tiles, key=lambda tile: (len(tile.queries).bit_length(), len(tile.keys))):
+        grown = [*batches[-1], tile] if batches else []
+        padded = len(grown) * max((len(t.queries) for t in grown), default=0) * len(tile.keys)
+        if batches and padded <= 1.5 * sum(t.visible.size for t in grown):
+            batches[-1] = grown
+        else:
+            batches.append([tile])
+    return batches
+
+
+def _block(tiles: Sequence[_Tile]) -> Block:
+    shape = len(tiles), max(len(tile.queries) for tile in tiles), max(len(tile.keys) for tile in tiles)
+    queries, keys = np.zeros(shape[:2], dtype=np.int64), np.zeros((shape[0], shape[2]), dtype=np.int64)
+    mask = np.full(shape, -np.inf, dtype=np.float32)
+    for number, tile in enumerate(tiles):
+        asked, known = tile.visible.shape
+        queries[number, :asked], keys[number, :known] = tile.queries, tile.keys
+        mask[number, :asked, :known][tile.visible] = 0.0
+        mask[number, asked:, 0] = 0.0
+    return Block(*(torch.from_numpy(array) for array in (queries, keys, mask)))
 
 
 def tree_attention(
@@ -139,10 +181,11 @@ def tree_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor,
+    attention_mask: torch.Tensor | None,
     *,
     depths: torch.Tensor,
-    blocks: Blocks | None = None,
+    blocks: Sequence[Block] | None = None,
+    order: torch.Tensor | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -150,30 +193,38 @@ def tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of a pack, block by block, or (without `blocks`) of rows that decode one token each.
 
-    Pack: query [1, H, L, d], key and value [1, H_kv, L, d], `attention_mask` [G, 1, Q, K] additive, `depths` [L].
-    Rows: query [B, H, 1, d], key and value [B, H_kv, W, d], mask [B, 1, 1, W], `depths` [W] (columns of the rows).
-    Returns [1, L, H, d] or [B, 1, H, d]. A layer with a sliding window also hides keys that lie `sliding_window`
-    or more tokens back. Runs through SDPA, or the model's own eager attention where it was loaded with that.
+    Pack: query [1, H, L, d], key and value [1, H_kv, L, d], `depths` [L], no mask.
+    Rows: query [B, H, 1, d], key and value [B, H_kv, W, d], `depths` [W] (columns), `attention_mask` [B, 1, 1, W],
+    0 or −inf. Returns [1, L, H, d] or [B, 1, H, d]. A layer with a sliding window also hides keys that lie
+    `sliding_window` or more tokens back. Runs through SDPA (on a CPU through two matrix products, which beat it there
+    about threefold), or through the model's own eager attention where it was loaded with that.
     """
-    if sliding_window is not None:
-        asked, known = (depths[blocks.queries], depths[blocks.keys]) if blocks else (depths[None, -1:], depths[None])
-        far = asked[:, :, None] - known[:, None, :] >= sliding_window
-        attention_mask = attention_mask.masked_fill(far[:, None], torch.finfo(attention_mask.dtype).min)
-    if blocks:
-        query, key, value = (
-            states[0][:, index].transpose(0, 1)
-            for states, index in ((query, blocks.queries), (key, blocks.keys), (value, blocks.keys))
-        )
-    if module.config._attn_implementation == "tree_eager":
-        eager = sys.modules[type(module).__module__].eager_attention_forward
-        output, _ = eager(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    else:
-        output = _grouped_attention(query, key, value, attention_mask, scaling, dropout).transpose(1, 2)
-    return (output.flatten(0, 1)[blocks.order][None] if blocks else output), None
 
+    def attend(states: Sequence[torch.Tensor], mask: Any, asked: torch.Tensor, known: torch.Tensor) -> Any:
+        if sliding_window is not None:
+            far = depths[asked][..., :, None] - depths[known][..., None, :] >= sliding_window
+            mask = mask.masked_fill(far.unsqueeze(-3), -torch.inf)
+        if module.config._attn_implementation == "tree_eager":
+            eager = sys.modules[type(module).__module__].eager_attention_forward
+            return eager(module, *states, mask, scaling=scaling, dropout=dropout, **kwargs)[0]
+        query, key, value = states
+        return _grouped_attention(query, key, value, mask, scaling, dropout).transpose(1, 2)
 
-SMALL_BLOCK = 512
-"""Keys up to which a block's scores are written out on a CPU: there two matrix products beat SDPA about threefold."""
+    if blocks is None or order is None:
+        columns = torch.arange(len(depths), device=depths.device)
+        return attend((query, key, value), attention_mask, columns[-1:], columns), None
+    by_token = [states[0].transpose(0, 1).flatten(1) for states in (query, key, value)]  # each [L, heads · d]
+    outputs = []
+    for block in blocks:
+        tiles = [
+            # index_select, because its backward pass is several times as fast as that of indexing
+            tokens.index_select(0, index.flatten()).view(*index.shape, -1, states.shape[-1]).transpose(1, 2)
+            for tokens, states, index in zip(
+                by_token, (query, key, value), (block.queries, block.keys, block.keys), strict=True
+            )
+        ]
+        outputs.append(attend(tiles, block.mask[:, None], block.queries, block.keys).flatten(0, 1))
+    return torch.cat(outputs).flatten(1).index_select(0, order).view(1, len(order), *outputs[0].shape[1:]), None
 
 
 def _grouped_attention(
@@ -189,7 +240,7 @@ def _grouped_attention(
     groups = key.shape[1]
     grouped = query.reshape(batch, groups, -1, width)
     mask = mask.expand(batch, heads // groups, queries, -1).reshape(batch, 1, grouped.shape[2], -1)
-    if query.device.type == "cpu" and key.shape[2] <= SMALL_BLOCK and queries > 1:
+    if query.device.type == "cpu" and queries > 1:
         scores = grouped * (scaling or width**-0.5) @ key.transpose(2, 3) + mask
         output = F.dropout(scores.softmax(-1), dropout) @ value
     else:
@@ -226,15 +277,16 @@ def use_tree_attention(model: Any) -> None:
 def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
     """Last hidden states [L, d] of a pack; position ids restart at every fork, attention follows the branches."""
     device = model.device
-    blocks = Blocks(*(tensor.to(device) for tensor in vars(packed.blocks).values()))
+    blocks = [
+        Block(each.queries.to(device), each.keys.to(device), each.mask.to(device, model.dtype))
+        for each in packed.blocks
+    ]
     positions = packed.positions.to(device)
-    mask = torch.zeros(blocks.visible.shape, dtype=model.dtype, device=device)
-    mask.masked_fill_(~blocks.visible, torch.finfo(model.dtype).min)
     output = model.get_decoder()(
         input_ids=packed.ids[None].to(device),
         position_ids=positions[None],
-        attention_mask=mask[:, None],
         blocks=blocks,
+        order=packed.order.to(device),
         depths=positions,
         **{"use_cache": False, **kwargs},
     )

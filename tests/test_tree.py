@@ -11,6 +11,7 @@ from peft import LoraConfig, get_peft_model
 from plain import CONFIGS, VOCABULARY, relative, tiny
 from torch.nn import functional as F
 
+from derta_lib import tree
 from derta_lib.errors import DertaError
 from derta_lib.loss import site_losses, weighted_sum
 from derta_lib.tree import Row, Site, pack, use_tree_attention
@@ -87,6 +88,15 @@ def test_tree_equals_separate_rows(family: str, attention: str) -> None:
     same(model, model, plain, plain)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_long_rows_attend_in_several_tiles(family: str, attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "TILE", 3)
+    plain, model = tiny(family, attention), tiny(family, attention)
+    use_tree_attention(model)
+    same(model, model, plain, plain)
+
+
 def test_windows_matter() -> None:
     """The comparison above would notice a window that is not heeded."""
     groups = forest()
@@ -127,14 +137,19 @@ def test_shared_starts_are_computed_once_and_packs_have_no_padding() -> None:
         assert packed.positions[torch.from_numpy(path)].tolist() == list(range(len(row.ids)))
 
 
-def test_each_token_sees_its_ancestors_alone() -> None:
+@pytest.mark.parametrize("tile", [1, 3, 256])
+def test_each_token_sees_its_ancestors_alone(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "TILE", tile)
     packed = pack(forest())
+    asked = torch.cat([block.queries.flatten() for block in packed.blocks])[packed.order]
+    np.testing.assert_array_equal(asked, np.arange(len(packed.ids)))
+    places = [
+        known[where == 0] for block in packed.blocks
+        for known, mask in zip(block.keys, block.mask, strict=True) for where in mask
+    ]  # fmt: skip
     seen = np.zeros((len(packed.ids), len(packed.ids)), dtype=bool)
-    blocks = packed.blocks
-    flat = blocks.visible.flatten(0, 1)[blocks.order]
-    keys = blocks.keys.repeat_interleave(blocks.queries.shape[1], 0)[blocks.order]
-    for token in range(len(seen)):
-        seen[token, keys[token][flat[token]]] = True
+    for token, place in enumerate(packed.order):
+        seen[token, places[place]] = True
     wanted = np.zeros_like(seen)
     for path in packed.paths:
         for depth, token in enumerate(path):
