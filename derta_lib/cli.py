@@ -60,24 +60,23 @@ def train(
         Path | None, typer.Option(help="JSONL of id, query, safe, harmful; the corpus otherwise.")
     ] = None,
     pairs: Annotated[Path | None, typer.Option(help="JSONL of id, query, response; the corpus otherwise.")] = None,
-    preset: Annotated[str, typer.Option(help="fixed, or paper (as the authors' code).")] = "fixed",
+    preset: Annotated[
+        str, typer.Option(help="fixed, or as the authors' code: paper (full parameters) or paper-lora.")
+    ] = "fixed",
     steps: int = 40,
     learning_rate: float = 1e-3,
     lora_rank: Annotated[int, typer.Option(help="0 trains all parameters.")] = 16,
     seed: Seed = 0,
 ) -> None:
     """Train a model and print its checkpoint folder, which every --model takes; a stopped run is resumed."""
-    from derta_lib import training
+    from derta_lib import supervision, training
     from derta_lib.corpus import concord
     from derta_lib.data import Pair, Triple, read_records
-    from derta_lib.supervision import PRESETS
 
-    if preset not in PRESETS:
-        raise UsageError(f"--preset {preset}: the presets are {', '.join(PRESETS)}.")
     corpus = concord(seed)
     recipe = training.Recipe(
         method=method,
-        preset=PRESETS[preset],
+        preset=supervision.preset(preset),
         steps=steps,
         learning_rate=learning_rate,
         lora_rank=lora_rank,

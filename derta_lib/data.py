@@ -1,9 +1,8 @@
 """The records that flow through the library: safety triples, helpful pairs, behaviours to attack with."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from derta_lib.errors import DertaError
 from derta_lib.records import read_jsonl
@@ -47,36 +46,22 @@ class Behaviour:
     category: str = ""
 
 
-Record = TypeVar("Record", Triple, Pair, Behaviour)
+Record = TypeVar("Record", Triple, Pair)
 
 
 def read_records(kind: type[Record], path: Path | str) -> list[Record]:
-    """Read a JSONL file of `kind`; a missing, mistyped, unknown or empty field, or a repeated id, names its line."""
-    fields = {field.name: field for field in kind.__dataclass_fields__.values()}
-    records: list[Record] = []
-    seen: set[str] = set()
-    for number, row in read_jsonl(path):
+    """Read a JSONL file of `kind`; a missing, unknown or empty field, one that is not text, or a repeated id names its
+    line.
+    """
+    names = [field.name for field in fields(kind)]
+    records: dict[str, Record] = {}
+    for number, row in read_jsonl(path, required=names):
         where = f"{path}, line {number}"
-        if unknown := sorted(set(row) - set(fields)):
-            raise DertaError(f"{where}: unknown field '{unknown[0]}'; {kind.__name__} has {', '.join(fields)}.")
-        values: dict[str, Any] = dict(row)
-        if isinstance(values.get("steps"), list):
-            values["steps"] = tuple(values["steps"])
-        for name, field in fields.items():
-            if name in values and field.type is str and not isinstance(values[name], str):
-                raise DertaError(f"{where}: '{name}' must be text, found {type(values[name]).__name__}.")
-        try:
-            record = kind(**values)
-        except TypeError as error:
-            raise DertaError(f"{where}: {error}.") from None
-        if empty := [n for n in ("id", "query", "safe", "harmful", "response") if n in row and not row[n].strip()]:
-            raise DertaError(f"{where}: '{empty[0]}' is empty; give it text or take the line out.")
-        if record.id in seen:
-            raise DertaError(f"{where}: the id '{record.id}' is repeated; ids must be unique.")
-        seen.add(record.id)
-        records.append(record)
-    return records
-
-
-def ids_are_unique(records: Sequence[Any]) -> bool:
-    return len({record.id for record in records}) == len(records)
+        if unknown := sorted(set(row) - set(names)):
+            raise DertaError(f"{where}: unknown field '{unknown[0]}'; {kind.__name__} has {', '.join(names)}.")
+        if bad := [name for name in names if not isinstance(row[name], str) or not row[name].strip()]:
+            raise DertaError(f"{where}: '{bad[0]}' must be text and not empty; mend it or take the line out.")
+        if row["id"] in records:
+            raise DertaError(f"{where}: the id '{row['id']}' is repeated; ids must be unique.")
+        records[row["id"]] = kind(**row)
+    return list(records.values())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from derta_lib.behaviours import load_behaviours
 from derta_lib.corpus import Corpus, concord
 from derta_lib.data import Behaviour, Pair, Triple, read_records
 from derta_lib.errors import UsageError
@@ -30,7 +31,7 @@ def load_data(data: str, seed: int) -> Corpus:
         raise UsageError(
             f"data '{data}': there is no such folder; give one with triples.jsonl, pairs.jsonl, behaviours.jsonl."
         )
-    behaviours = tuple(read_records(Behaviour, folder / "behaviours.jsonl"))
+    behaviours = tuple(load_behaviours(str(folder / "behaviours.jsonl")))
     return Corpus(
         triples=tuple(read_records(Triple, folder / "triples.jsonl")),
         pairs=tuple(read_records(Pair, folder / "pairs.jsonl")),

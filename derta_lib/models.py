@@ -123,7 +123,7 @@ def model_key(model: str) -> str:
         return content_key("hub", location)
     card = folder / CHECKPOINT_CARD
     if card.exists():
-        return content_key("card", json.loads(card.read_text()))
+        return content_key("card", read_json(card))
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json"))
     return content_key("folder", [(p.name, file_sha256(p)) for p in files])
 

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from derta_lib.errors import DertaError, UsageError
-from derta_lib.records import read_json
+from derta_lib.records import read_json, read_text
 
 Value = str | int | float | bool | list[str] | list[int] | list[float]
 TYPES = ("str", "int", "float", "bool", "list[str]", "list[int]", "list[float]")
@@ -107,10 +107,10 @@ def read_profile(path: Path) -> dict[str, Any]:
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise UsageError(f"there is no profile '{path.stem}'; the profiles are {known}.")
     try:
-        profile = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeys)
+        profile = yaml.load(read_text(path), _UniqueKeys)
     except yaml.YAMLError as error:
         raise DertaError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(profile or {}, dict):
+    if not isinstance(profile or {}, dict) or not all(isinstance(name, str) for name in profile or {}):
         raise DertaError(f"{path}: write one `name: value` a line.")
     return profile or {}
 

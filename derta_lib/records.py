@@ -1,6 +1,8 @@
 """Records on disk: JSON and JSONL written whole or not at all, and keys made from content."""
 
+import csv
 import hashlib
+import io
 import json
 import os
 import tempfile
@@ -8,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from derta_lib.errors import DertaError
+from derta_lib.errors import DertaError, UsageError
 
 
 def cache_dir() -> Path:
@@ -34,6 +36,8 @@ def file_sha256(path: Path) -> str:
 def write_text(path: Path | str, text: str) -> Path:
     """Write `text` under a temporary name, then rename: a reader sees the old file or the new one."""
     path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path}: this is a folder; name a file to write.")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -51,13 +55,38 @@ def write_json(path: Path | str, value: Any) -> Path:
     return write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path | str) -> Any:
+def read_text(path: Path | str) -> str:
+    """The text of a UTF-8 file, without a byte order mark. Raises DertaError naming the file, and the line of a byte
+    that is not UTF-8.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return Path(path).read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
         raise DertaError(f"{path}: there is no such file.") from None
+    except IsADirectoryError:
+        raise DertaError(f"{path}: this is a folder; name a file.") from None
+    except OSError as error:
+        raise DertaError(f"{path}: it could not be read ({error.strerror}).") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DertaError(f"{path}, line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8.") from None
+
+
+def _parsed(path: Path | str, text: str, line: int = 1) -> Any:
+    """The JSON value of a text that begins on `line` of a file; what could not be written again is refused."""
+    try:
+        value = json.loads(text)
+        canonical(value).encode()  # refuses NaN and halves of surrogate pairs
+        return value
     except json.JSONDecodeError as error:
-        raise DertaError(f"{path}, line {error.lineno}: not valid JSON ({error.msg}).") from None
+        where, said = line + error.lineno - 1, error.msg
+    except (ValueError, RecursionError) as error:
+        where, said = line, str(error)
+    raise DertaError(f"{path}, line {where}: not valid JSON ({said}).")
+
+
+def read_json(path: Path | str) -> Any:
+    return _parsed(path, read_text(path))
 
 
 def json_line(record: Any) -> str:
@@ -71,25 +100,41 @@ def write_jsonl(path: Path | str, records: Iterable[Any]) -> Path:
 def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
     """Yield (line number, object) for each non-empty line of a JSONL file.
 
-    Raises DertaError naming file and line for a line that is not an object or lacks a `required` key.
+    Raises DertaError naming file and line for a line that is not an object or lacks a `required` key, and for a file
+    without any.
     """
-    if Path(path).is_dir():
-        raise DertaError(f"{path}: this is a folder; name a JSONL file.")
-    if not Path(path).exists():
-        raise DertaError(f"{path}: there is no such file.")
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DertaError(f"{path}, line {number}: not valid JSON ({error.msg}).") from None
-            if not isinstance(record, dict):
-                raise DertaError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}.")
-            if missing := [key for key in required if key not in record]:
-                raise DertaError(f"{path}, line {number}: the key '{missing[0]}' is missing.")
-            yield number, record
+    empty = True
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # splitlines would cut at U+2028 within texts
+        if not line.strip():
+            continue
+        record = _parsed(path, line, number)
+        if not isinstance(record, dict):
+            raise DertaError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}.")
+        if missing := [key for key in required if key not in record]:
+            raise DertaError(f"{path}, line {number}: the key '{missing[0]}' is missing.")
+        empty = False
+        yield number, record
+    if empty:
+        raise DertaError(f"{path}: the file is empty; give it at least one line.")
+
+
+def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, filled cells by column) for each row of a CSV file with a header.
+
+    Raises DertaError naming file and line for what is not CSV or not of the header's width, and for no rows.
+    """
+    empty = True
+    rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    try:
+        for row in rows:
+            if None in row or None in row.values():
+                raise DertaError(f"{path}, line {rows.line_num}: the row has not as many fields as the header.")
+            empty = False
+            yield rows.line_num, {name: value for name, value in row.items() if value}
+    except csv.Error as error:
+        raise DertaError(f"{path}, line {rows.reader.line_num}: not valid CSV ({error}).") from None
+    if empty:
+        raise DertaError(f"{path}: the file is empty; give it a header and at least one row.")
 
 
 def resume_jsonl(path: Path | str, key: str = "id") -> dict[str, dict[str, Any]]:
@@ -98,7 +143,8 @@ def resume_jsonl(path: Path | str, key: str = "id") -> dict[str, dict[str, Any]]
     if not path.exists():
         return {}
     data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        whole = data[: data.rfind(b"\n") + 1]
-        write_text(path, whole.decode("utf-8"))
-    return {record[key]: record for _, record in read_jsonl(path, required=(key,))}
+    whole = data[: data.rfind(b"\n") + 1]
+    if whole != data:
+        with open(path, "r+b") as handle:
+            handle.truncate(len(whole))
+    return {record[key]: record for _, record in read_jsonl(path, required=(key,))} if whole.strip() else {}

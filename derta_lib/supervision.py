@@ -44,6 +44,13 @@ PRESETS = {
 }
 
 
+def preset(name: str) -> Preset:
+    """The preset of that name; raises UsageError for an unknown one."""
+    if name not in PRESETS:
+        raise UsageError(f"preset '{name}' is not known; the presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
 @dataclass(frozen=True)
 class Method:
     """A composition: MLE with or without a harmful prefix, with or without RTO; `triples` per instance pair."""

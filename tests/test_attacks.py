@@ -169,7 +169,7 @@ def test_templates_of_a_users_own_file(tmp_path):
         with pytest.raises(DertaError, match=re.escape(said)):
             read_templates(file)
     file.write_text("")
-    with pytest.raises(DertaError, match="holds no templates"):
+    with pytest.raises(DertaError, match="the file is empty"):
         read_templates(file)
 
 

@@ -16,7 +16,7 @@ from derta_lib.chat import Chat, chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.loss import site_losses, weighted_sum
-from derta_lib.supervision import METHODS, PRESETS, Encoded, Encoder, Preset, rto
+from derta_lib.supervision import METHODS, PRESETS, Encoded, Encoder, Preset, preset, rto
 from derta_lib.tree import pack, use_tree_attention
 
 EQUATION_2 = Preset(keep=1.0, weight=1.0, mean="mle", glued=False, both_at_fork=True)
@@ -173,6 +173,12 @@ def test_methods_are_compositions(chat: Chat, method: str) -> None:
 def test_unknown_method(chat: Chat) -> None:
     with pytest.raises(UsageError, match="vanilla"):
         Encoder(chat, "dertaa", PRESETS["fixed"], 200)
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(UsageError, match="preset 'papers' is not known; the presets are fixed, paper, paper-lora"):
+        preset("papers")
+    assert preset("fixed") is PRESETS["fixed"]
 
 
 @pytest.mark.parametrize(

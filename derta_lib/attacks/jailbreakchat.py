@@ -54,8 +54,6 @@ def read_templates(path: Path | str) -> tuple[str, ...]:
         if not isinstance(row["template"], str) or PLACE not in row["template"]:
             raise DertaError(f"{path}, line {number}: 'template' must be text that holds {PLACE}.")
         templates.append(row["template"])
-    if not templates:
-        raise DertaError(f"{path}: the file holds no templates; give at least one line with a 'template'.")
     return tuple(templates)
 
 

@@ -12,7 +12,7 @@ from derta_lib import judges
 from derta_lib.attacks import build, check
 from derta_lib.attacks.base import Attack, Attempt, Target, prompt_text
 from derta_lib.behaviours import load_behaviours
-from derta_lib.data import Behaviour, ids_are_unique
+from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.judges.corpus import CorpusJudge
 from derta_lib.models import model_key
@@ -40,7 +40,7 @@ def attack(
     and the file ends up the same. Raises UsageError for a repeated attack or behaviour, and for a file that holds
     records of another request.
     """
-    if not ids_are_unique(behaviours):
+    if len({behaviour.id for behaviour in behaviours}) < len(behaviours):
         raise UsageError("behaviours: an id occurs more than once; give every behaviour its own.")
     if len({one.name for one in attacks}) < len(attacks):
         raise UsageError(f"attacks: {', '.join(one.name for one in attacks)}: an attack is named twice; name it once.")

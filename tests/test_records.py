@@ -1,0 +1,122 @@
+"""Users' files: whatever is wrong with one, a sentence names the file and its line."""
+
+import json
+import re
+
+import pytest
+
+from derta_lib.attacks.jailbreakchat import read_templates
+from derta_lib.behaviours import load_behaviours
+from derta_lib.data import Pair, Triple, read_records
+from derta_lib.errors import DertaError, UsageError
+from derta_lib.experiment import load_data
+from derta_lib.judges.files import judge_file, read_items
+from derta_lib.params import read_profile
+from derta_lib.records import read_json, read_jsonl, resume_jsonl, write_jsonl, write_text
+
+TRIPLE = {"id": "a", "query": "¿q?", "safe": "Sorry", "harmful": "1. Fold"}
+PAIR = {"id": "a", "query": "q", "response": "r"}
+READERS = {
+    "triples.jsonl": (lambda path: read_records(Triple, path), TRIPLE),
+    "pairs.jsonl": (lambda path: read_records(Pair, path), PAIR),
+    "behaviours.jsonl": (lambda path: load_behaviours(str(path)), {"query": "q"}),
+    "items.jsonl": (read_items, PAIR),
+    "templates.jsonl": (read_templates, {"template": "{query}"}),
+    "any.jsonl": (lambda path: list(read_jsonl(path)), {}),
+    "behaviours.csv": (lambda path: load_behaviours(str(path)), "query\nq"),
+    "any.json": (read_json, {}),
+    "cpu.yaml": (read_profile, "steps: 3"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_reader_names_file_and_line(tmp_path, name):
+    read, good = READERS[name]
+    good = (good if isinstance(good, str) else json.dumps(good, ensure_ascii=False)).encode()
+    path = tmp_path / name
+
+    def says(data, said):
+        path.write_bytes(data)
+        with pytest.raises(DertaError, match=re.escape(f"{path}{said}")):
+            read(path)
+
+    path.write_bytes(good + b"\n")
+    plain = read(path)
+    path.write_bytes(b"\xef\xbb\xbf" + good.replace(b"\n", b"\r\n") + b"\r\n")
+    assert read(path) == plain
+    lines = good.count(b"\n") + 2
+    says(good + b"\n\xe9t\xe9\n", f", line {lines}: not UTF-8 text")
+    says(b"\xef\xbb\xbf" + good + b"\n\n\xff\n", f", line {lines + 1}: not UTF-8 text")
+    says(good.decode().encode("utf-16"), ", line 1: not UTF-8 text")
+    if path.suffix != ".yaml":  # an empty profile leaves all parameters at their defaults
+        says(b"", "")
+        says(b"\n \n", "")
+    if path.suffix == ".jsonl":
+        for bad in (b"{", b'"text', b'{"id": NaN}', b'{"id": "\\ud83d"}', b"[" * 100_000, b"1" * 5000):
+            says(good + b"\n" + bad + b"\n", f", line {lines}: not valid JSON")
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DertaError, match="this is a folder"):
+        read(path)
+    path.rmdir()
+    with pytest.raises(DertaError, match=r"there is no (such file|profile)"):
+        read(path)
+
+
+def test_json_names_the_line(tmp_path):
+    (tmp_path / "a.json").write_text('{\n"a": 1,\n}')
+    with pytest.raises(DertaError, match=r"a\.json, line 3: not valid JSON"):
+        read_json(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"safe": None}, "the key 'safe' is missing"),
+        ({"safe": " "}, "'safe' must be text and not empty"),
+        ({"harmful": 3}, "'harmful' must be text"),
+        ({"id": ["b"]}, "'id' must be text"),
+        ({"note": "x"}, "unknown field 'note'; Triple has id, query, safe, harmful"),
+        ({"id": "a"}, "the id 'a' is repeated"),
+    ],
+)
+def test_a_record_is_whole_or_named(tmp_path, change, said):
+    row = {key: value for key, value in {**TRIPLE, "id": "b", **change}.items() if value is not None}
+    path = write_jsonl(tmp_path / "t.jsonl", [TRIPLE, row])
+    with pytest.raises(DertaError, match=f"t.jsonl, line 2: {said}"):
+        read_records(Triple, path)
+    assert read_records(Triple, write_jsonl(path, [TRIPLE])) == [Triple(**TRIPLE)]
+
+
+def test_a_folder_of_data_names_the_file_that_is_missing(tmp_path):
+    write_jsonl(tmp_path / "triples.jsonl", [TRIPLE])
+    write_jsonl(tmp_path / "behaviours.jsonl", [{"query": "q"}])
+    with pytest.raises(DertaError, match=r"pairs\.jsonl: there is no such file"):
+        load_data(str(tmp_path), 0)
+    write_jsonl(tmp_path / "pairs.jsonl", [PAIR])
+    assert [b.query for b in load_data(str(tmp_path), 0).behaviours["test"]] == ["q"]
+
+
+def test_a_profile_has_names(tmp_path):
+    (tmp_path / "odd.yaml").write_text("on: 3\n")
+    with pytest.raises(DertaError, match="name: value"):
+        read_profile(tmp_path / "odd.yaml")
+
+
+def test_nothing_is_written_over_a_folder(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [PAIR])
+    with pytest.raises(UsageError, match="this is a folder; name a file to write"):
+        judge_file(source, tmp_path)
+    with pytest.raises(UsageError, match="this is a folder"):
+        write_text(tmp_path, "x")
+
+
+@pytest.mark.parametrize("torn", [b'{"id": "b', b'{"id": "\xe2\x80', b"\xff"])
+def test_a_torn_last_line_is_cut(tmp_path, torn):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"id": "a"}\n' + torn)
+    assert resume_jsonl(path) == {"a": {"id": "a"}}
+    assert path.read_bytes() == b'{"id": "a"}\n'
+    path.write_bytes(torn)
+    assert resume_jsonl(path) == {}
+    assert path.read_bytes() == b""
