@@ -2,30 +2,36 @@
 
 The paper's recipe: from the vanilla checkpoint, which is the frozen reference as well; the safe response is chosen and
 the harmful one rejected. Departures: a rejected helpful answer is that of another pair of the same kind (the paper
-lets Qwen1.5-0.5B-chat write them), and LoRA learns at a rate of its own.
+lets Qwen1.5-0.5B-chat write them), LoRA learns at a rate of its own, and the steps are STEPS at most, not one epoch.
 """
 
+import os
 import random
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
-from peft import LoraConfig
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 from trl import DPOConfig, DPOTrainer
 
 from derta_lib.chat import Chat, ask, chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
-from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer, model_key, replace_folder
-from derta_lib.records import cache_dir, content_key, file_sha256, write_json
-from derta_lib.training import Recipe, _Progress, code_key, schedule
+from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer
+from derta_lib.records import cache_dir, content_key, file_sha256
+from derta_lib.training import (
+    Progress,
+    Recipe,
+    checkpoint_key,
+    last_checkpoint,
+    lora,
+    save,
+    schedule,
+    trainer_arguments,
+)
 
 STEPS = 25
 """Steps at most: the reference model needs few, and each costs twice a step of the other methods."""
@@ -85,9 +91,11 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
 
     Of `recipe` count the steps (at most STEPS), LoRA's shape, max_length, dtype and seed. An interrupted run resumes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("The DPO baseline trains in one process; start it without torchrun.")
     recipe = replace(recipe, steps=min(recipe.steps, STEPS))
-    data = [[asdict(record) for record in records] for records in (triples, pairs)]
-    key = content_key(asdict(recipe), model_key(str(vanilla)), data, code_key(), file_sha256(Path(__file__)))
+    request = checkpoint_key(recipe, str(vanilla), triples, pairs)
+    key = content_key(request, file_sha256(Path(__file__)), metadata.version("trl"))
     folder = cache_dir() / "checkpoints" / f"dpo-{key}"
     if (folder / CHECKPOINT_CARD).exists():
         return folder
@@ -95,60 +103,27 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     tokenizer = load_tokenizer(str(vanilla))
     examples = preferences(triples, pairs, chat_of(tokenizer), recipe)
     per_step = len(examples) // recipe.steps
-    arguments = DPOConfig(
-        output_dir=str(work),
+    arguments = trainer_arguments(
+        DPOConfig,
+        work,
+        recipe,
         beta=0.1,
         max_length=None,
         precompute_ref_log_probs=True,
         per_device_train_batch_size=MICRO_BATCH,
         gradient_accumulation_steps=per_step // MICRO_BATCH,
-        max_steps=recipe.steps,
         learning_rate=LEARNING_RATE["lora" if recipe.lora_rank else "full"],
-        warmup_steps=recipe.warmup,
-        lr_scheduler_type="cosine",
-        use_cpu=not torch.cuda.is_available(),
-        bf16=recipe.dtype == "bfloat16",
-        gradient_checkpointing=recipe.gradient_checkpointing,
         save_steps=10,
-        save_total_limit=1,
-        logging_steps=1,
-        report_to=[],
-        disable_tqdm=True,
-        seed=recipe.seed,
-    )
-    lora = LoraConfig(
-        r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
     trainer = PreferenceTrainer(
         load_model(str(vanilla), recipe.dtype if recipe.lora_rank else "float32"),
         args=arguments,
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        peft_config=lora if recipe.lora_rank else None,
-        callbacks=[_Progress("dpo")],
+        peft_config=lora(recipe) if recipe.lora_rank else None,
+        callbacks=[Progress("dpo")],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.exists() else None)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = Path(scratch) / "made"
-        trained: Any = trainer.model
-        if recipe.lora_rank:
-            trained.peft_config["default"].base_model_name_or_path = str(vanilla)
-        trained.save_pretrained(made, **({"save_embedding_layers": False} if recipe.lora_rank else {}))
-        tokenizer.save_pretrained(made)
-        card = {
-            "key": key,
-            "base": str(vanilla),
-            "recipe": asdict(recipe),
-            "log": [
-                {name: entry[name] for name in ("step", *LOGGED)}
-                for entry in trainer.state.log_history
-                if "loss" in entry
-            ],
-            "seconds": trainer.state.log_history[-1]["train_runtime"],
-        }
-        write_json(made / CHECKPOINT_CARD, card)
-        replace_folder(made, folder)
-    shutil.rmtree(work, ignore_errors=True)
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    save(trainer, folder, tokenizer, recipe, {"key": key, "base": str(vanilla)}, LOGGED)
     return folder

@@ -1,5 +1,6 @@
 """Training: examples in a fixed order → packs → the loss at their sites, through transformers' Trainer and PEFT."""
 
+import json
 import os
 import random
 import shutil
@@ -9,15 +10,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from derta_lib import chat, loss, refusal, supervision, tree
 from derta_lib.data import Pair, Triple
@@ -91,7 +92,10 @@ class _Packs(torch.utils.data.Dataset):
         steps = [order[start : start + per_step] for start in range(0, len(order), per_step)]
         self.per_step = -(-per_step // (recipe.micro_batch * processes)) * processes
         if self.per_step > per_step:
-            raise UsageError(f"{processes} processes share the {per_step} examples of a step; use fewer processes.")
+            raise UsageError(
+                f"{processes} processes cannot share the {per_step} examples of a step in micro-batches of "
+                f"{recipe.micro_batch}; raise micro_batch or use fewer processes."
+            )
         # Every step has the same number of micro-batches, whatever micro_batch is: the loss is summed over the step.
         self.micro = [step[i :: self.per_step] for step in steps for i in range(self.per_step)]
 
@@ -120,10 +124,6 @@ class SiteTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # the loss is already scaled for gradient accumulation
         self.task_losses: dict[str, list[float]] = {}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> torch.utils.data.Sampler:
-        dataset: Any = self.train_dataset
-        return torch.utils.data.SequentialSampler(dataset)
-
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         count = torch.tensor(sum(sample["pack"].count for sample in batch_samples), device=device)
         return self.accelerator.gather(count).sum() if self.args.world_size > 1 else count
@@ -143,7 +143,7 @@ class SiteTrainer(Trainer):
         super().log({**logs, **means}, *args, **kwargs)
 
 
-class _Progress(TrainerCallback):
+class Progress(TrainerCallback):
     """A progress bar with the loss of each term."""
 
     def __init__(self, name: str) -> None:
@@ -162,18 +162,61 @@ class _Progress(TrainerCallback):
         self.bar.close()
 
 
+def lora(recipe: Recipe) -> LoraConfig:
+    return LoraConfig(
+        r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+
+
 def prepare(model: Any, recipe: Recipe) -> Any:
     """The model as it is trained: LoRA on all linear layers (attention and MLP) or all parameters, tree attention."""
     if recipe.lora_rank:
-        config = LoraConfig(
-            r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        model = get_peft_model(model, config)
+        model = get_peft_model(model, lora(recipe))
     base = model.get_base_model() if recipe.lora_rank else model
     tree.use_tree_attention(base)
     # The Trainer's wrappers (DDP, autocast) go through forward, so that is where the sites' losses are.
     model.forward = partial(loss.site_losses, base)
     return model
+
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def trainer_arguments(kind: type[Arguments], work: Path, recipe: Recipe, **given: Any) -> Arguments:
+    """What every training of `recipe` tells its Trainer. Raises UsageError for several GPUs in one process."""
+    arguments = kind(
+        output_dir=str(work),
+        max_steps=recipe.steps,
+        warmup_steps=recipe.warmup,
+        lr_scheduler_type="cosine",
+        train_sampling_strategy="sequential",
+        use_cpu=not torch.cuda.is_available(),
+        bf16=recipe.dtype == "bfloat16",
+        activation_checkpointing=recipe.gradient_checkpointing,
+        save_total_limit=1,
+        logging_steps=1,
+        report_to=[],
+        disable_tqdm=True,
+        seed=recipe.seed,
+        **given,
+    )
+    if arguments.n_gpu > 1:  # the Trainer would wrap the model in DataParallel, which splits a pack
+        raise UsageError(
+            f"One process sees {arguments.n_gpu} GPUs, and a pack cannot be split over them; start one process a GPU "
+            f"with torchrun --nproc-per-node {arguments.n_gpu}, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+        )
+    return arguments
+
+
+def last_checkpoint(work: Path) -> str | None:
+    """The newest whole checkpoint under `work`; one that a killed run left half-written is deleted."""
+    for folder in sorted(work.glob("checkpoint-*"), key=lambda f: int(f.name.rpartition("-")[2]), reverse=True):
+        try:
+            json.loads((folder / TRAINER_STATE_NAME).read_bytes())  # the Trainer writes it last
+            return str(folder)
+        except (OSError, ValueError):
+            shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def code_key() -> str:
@@ -206,49 +249,42 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     processes = int(os.environ.get("WORLD_SIZE", "1"))  # as torchrun and accelerate set it
     packs = _Packs(schedule(triples, pairs, recipe), encoder, recipe, processes)
     cut = packs.census()
-    network = load_model(model, recipe.dtype if recipe.lora_rank else "float32")
-    prepared = prepare(network, recipe)
-    if recipe.gradient_checkpointing:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
-    arguments = TrainingArguments(
-        output_dir=str(work),
+    arguments = trainer_arguments(
+        TrainingArguments,
+        work,
+        recipe,
         per_device_train_batch_size=1,
         gradient_accumulation_steps=packs.per_step // processes,
-        max_steps=recipe.steps,
         learning_rate=recipe.learning_rate,
-        warmup_steps=recipe.warmup,
-        lr_scheduler_type="cosine",
-        use_cpu=not torch.cuda.is_available(),
-        bf16=recipe.dtype == "bfloat16",
         save_steps=20,
-        save_total_limit=1,
-        logging_steps=1,
         logging_first_step=True,
-        report_to=[],
-        disable_tqdm=True,
         remove_unused_columns=False,
-        seed=recipe.seed,
-        dataloader_num_workers=0,
     )
+    prepared = prepare(load_model(model, recipe.dtype if recipe.lora_rank else "float32"), recipe)
     trainer = SiteTrainer(
         prepared,
         args=arguments,
         train_dataset=packs,
         data_collator=lambda items: {"pack": items[0]},
-        callbacks=[_Progress(recipe.method)],
+        callbacks=[Progress(recipe.method)],
     )
     trainer.remove_callback(PrinterCallback)
     with disable_input_dtype_casting(prepared):
-        trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.exists() else None)
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
     if trainer.is_world_process_zero():
-        _save(folder, prepared, tokenizer, recipe, {"key": key, "base": model, "cut": cut}, trainer.state)
-        shutil.rmtree(work, ignore_errors=True)
+        save(trainer, folder, tokenizer, recipe, {"key": key, "base": model, "cut": cut}, tree.TASKS)
     trainer.accelerator.wait_for_everyone()
     return folder
 
 
-def _save(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, card: dict[str, Any], state: Any) -> None:
-    """Write the checkpoint folder whole: weights, tokenizer, and the card with recipe and log."""
+def save(
+    trainer: Trainer, folder: Path, tokenizer: Any, recipe: Recipe, card: dict[str, Any], logged: Sequence[str]
+) -> None:
+    """Write the checkpoint folder whole (weights, tokenizer, and the card with recipe, log and seconds) and drop what
+    an interrupted run would have resumed from.
+    """
+    model: Any = trainer.model
+    history = trainer.state.log_history
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         made = Path(scratch) / "made"
@@ -256,7 +292,8 @@ def _save(folder: Path, model: Any, tokenizer: Any, recipe: Recipe, card: dict[s
             model.peft_config["default"].base_model_name_or_path = card["base"]
         model.save_pretrained(made, **({"save_embedding_layers": False} if recipe.lora_rank else {}))
         tokenizer.save_pretrained(made)
-        log = [{k: e[k] for k in ("step", *tree.TASKS) if k in e} for e in state.log_history if "mle" in e]
-        seconds = state.log_history[-1]["train_runtime"]
+        log = [{k: e[k] for k in ("step", *logged) if k in e} for e in history if logged[0] in e]
+        seconds = history[-1]["train_runtime"]
         write_json(made / CHECKPOINT_CARD, {**card, "recipe": asdict(recipe), "log": log, "seconds": seconds})
         replace_folder(made, folder)
+    shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)

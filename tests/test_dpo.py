@@ -100,3 +100,9 @@ def test_what_cannot_be_preferred_is_said(start):
         dpo.preferences(TRIPLES, [Pair("a", "q", "r"), Pair("b", "p", "r")], chat, RECIPE)
     with pytest.raises(UsageError, match="raise max_length"):
         dpo.preferences(TRIPLES, PAIRS, chat, Recipe(steps=1, max_length=4))
+
+
+def test_several_processes_are_refused(start, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="in one process"):
+        dpo.train_dpo(start[0], TRIPLES, PAIRS, RECIPE)
