@@ -116,16 +116,29 @@ def resolve(model: str) -> str:
 
 
 def model_key(model: str) -> str:
-    """Key of a model's content: its weights' and config's hashes for a folder, its id for the hub."""
+    """Key of a model's content: its weights' and config's hashes for a folder, its id and commit for the hub.
+
+    The commit is None where neither the hub nor its cache knows the model; loading it then says so.
+    """
     location = resolve(model)
     folder = Path(location)
     if not folder.is_dir():
-        return content_key("hub", location)
+        return content_key("hub", location, _hub_commit(location))
     card = folder / CHECKPOINT_CARD
     if card.exists():
         return content_key("card", read_json(card))
     files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json"))
     return content_key("folder", [(p.name, file_sha256(p)) for p in files])
+
+
+def _hub_commit(hub_id: str) -> str | None:
+    from transformers.utils import cached_file
+
+    try:
+        config = cached_file(hub_id, "config.json")  # in the hub's cache, under snapshots/<commit>
+    except OSError:
+        return None
+    return config and Path(config).parent.name
 
 
 def checkpoint_card(folder: str) -> dict[str, Any]:
@@ -166,7 +179,31 @@ def load_model(model: str, dtype: str = "bfloat16") -> Any:
             )
     except (OSError, ValueError) as error:
         raise DertaError(f"model '{model}': it could not be loaded ({_first_line(error)}).") from None
+    _refuse_long_rows(loaded, model)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _refuse_long_rows(loaded: Any, model: str) -> None:
+    """Stop packs of a model whose rotary frequencies change with the longest row, once a row is so long that they do:
+    from there on the rows of a pack would influence one another.
+    """
+    config = loaded.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    rules = [given, *(rule for rule in given.values() if isinstance(rule, dict))]  # of all layers, or by their type
+    changing = {rule["rope_type"]: rule for rule in rules if rule.get("rope_type") in ("dynamic", "longrope")}
+    for kind, rule in changing.items():
+        known = config.max_position_embeddings
+        limit = rule.get("original_max_position_embeddings", known) if kind == "longrope" else known
+
+        def check(_: Any, arguments: Any, named: dict[str, Any], kind: str = kind, limit: int = limit) -> None:
+            positions = named.get("position_ids")
+            if positions is not None and (length := int(positions.max()) + 1) > limit:
+                raise DertaError(
+                    f"model '{model}': a row of {length} tokens is longer than {limit}, where its rotary embedding "
+                    f"('{kind}') changes for all rows of a pack; lower max_length or max_new_tokens."
+                )
+
+        loaded.get_decoder().register_forward_pre_hook(check, with_kwargs=True)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,0 +1,79 @@
+"""Models: keys that follow a hub model's commit, and the lengths at which a pack is no longer its rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from plain import SHAPE, VOCABULARY, loss_of_row, relative
+from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
+
+from derta_lib.errors import DertaError
+from derta_lib.generation import generate, row_losses
+from derta_lib.models import load_model
+from derta_lib.tree import Row, Site, use_tree_attention
+
+KEYS = """
+import sys
+from pathlib import Path
+from derta_lib.models import model_key
+ref = Path(sys.argv[1]) / "refs" / "main"
+for commit in sys.argv[2:]:
+    ref.write_text(commit)
+    print(model_key("owner/name"))
+print(model_key("owner/other"))
+"""
+
+
+def test_the_key_of_a_hub_model_follows_its_commit(tmp_path: Path) -> None:
+    repository = tmp_path / "hub" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    commits = ["a" * 40, "b" * 40]
+    for commit in commits:
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        (repository / "snapshots" / commit / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    command = [sys.executable, "-c", KEYS, str(repository), *commits, commits[0]]
+    offline = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    first, second, again, unknown = subprocess.run(
+        command, env=offline, stdout=subprocess.PIPE, text=True, check=True
+    ).stdout.split()
+    assert first == again
+    assert len({first, second, unknown}) == 3
+
+
+LIMIT = 24
+THETA = {"rope_theta": 10000.0}
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [8.0] * 4, **THETA}
+CONFIGS: dict[str, Any] = {
+    "dynamic": LlamaConfig(
+        **{**SHAPE, "max_position_embeddings": LIMIT}, rope_parameters={"rope_type": "dynamic", "factor": 4.0, **THETA}
+    ),
+    "longrope": Phi3Config(**SHAPE, original_max_position_embeddings=LIMIT, rope_parameters=LONG),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_rows_in_a_pack_are_exact_or_refused(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(CONFIGS[kind], dtype=torch.float32).eval()
+    plain.save_pretrained(tmp_path)
+    model = load_model(str(tmp_path), "float32")
+    use_tree_attention(model)
+
+    def rows(*lengths: int) -> list[Row]:
+        starts = [torch.randint(3, VOCABULARY, (n,)).tolist() for n in lengths]
+        return [Row(tuple(ids), (Site(len(ids) - 1, 5, 1.0, "mle"),)) for ids in starts]
+
+    whole = rows(LIMIT, 10)
+    for row, ours in zip(whole, row_losses(model, whole), strict=True):
+        assert relative(ours[0], loss_of_row(plain, list(row.ids), len(row.ids) - 1, 5)) <= 1e-5
+    said = f"a row of {LIMIT + 1} tokens is longer than {LIMIT}, where its rotary embedding .'{kind}'. changes"
+    with pytest.raises(DertaError, match=said):
+        row_losses(model, rows(LIMIT + 1, 10))
+    assert len(generate(model, [row.ids for row in rows(20, 10)], LIMIT - 20 + 1, set())[0]) == 5
+    with pytest.raises(DertaError, match=said):
+        generate(model, [row.ids for row in rows(20, 10)], LIMIT - 20 + 2, set())
