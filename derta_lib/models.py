@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def model_key(model: str) -> str:
     return content_key("folder", [(p.name, file_sha256(p)) for p in files])
 
 
+@cache  # the hub is asked once, and a run keeps to one commit
 def _hub_commit(hub_id: str) -> str | None:
     from transformers.utils import cached_file
 
