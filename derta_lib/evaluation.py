@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from derta_lib.attacks import Attack, build
-from derta_lib.attacks.autodan import AutoDAN
-from derta_lib.attacks.pair import Pair
+from derta_lib.attacks import build, wrapper_texts
 from derta_lib.attacks.run import attack
 from derta_lib.data import Behaviour, Triple
 from derta_lib.generation import local_target
@@ -36,16 +35,18 @@ class Suite:
     seed: int = 0
 
 
-def responses(model: str, suite: Suite) -> pd.DataFrame:
+def responses(model: str, suite: Suite, attacker: str = "", **budgets: Any) -> pd.DataFrame:
     """One row a response of `model` (name, hub id, folder or checkpoint) with its verdict, cached by content.
 
+    `attacker` writes PAIR's prompts, `budgets` are those of `attacks.build`; a search stops at the exact verdict.
     Columns: attack, behaviour, pair (a craft and its twin share it), benign, query, prompt, prefill, response,
     steps_given (bool), refused ('full', 'partial', 'none'), refusal_token (tokenizer-free index or None), loops.
     """
-    key = content_key(model_key(model), asdict(suite))
-    out = cache_dir() / "responses" / f"{key}.jsonl"
+    asked = [model_key(model), asdict(suite), attacker and model_key(attacker), budgets, wrapper_texts()]
+    out = cache_dir() / "responses" / f"{content_key(*asked)}.jsonl"
     if len(resume_jsonl(out)) < len(suite.attacks) * len(suite.behaviours):
-        target = local_target(model)
+        target, judge = local_target(model), CorpusJudge(suite.behaviours)
+        writing = local_target(attacker) if attacker else None
         attacks = [
             build(
                 name,
@@ -53,6 +54,9 @@ def responses(model: str, suite: Suite) -> pd.DataFrame:
                 cut=target.chat.cut,
                 demonstrations=suite.demonstrations,
                 k=3,
+                attacker=writing,
+                judge=judge,
+                **budgets,
             )
             for name in suite.attacks
         ]
@@ -60,38 +64,14 @@ def responses(model: str, suite: Suite) -> pd.DataFrame:
     return judged(out, suite.behaviours)
 
 
-ATTACKER_TOKENS = 96
-"""Length of a prompt that PAIR's attacker writes: enough for its JSON about a one-line request."""
-
-
 def searched_responses(
-    model: str,
-    attacker: str,
-    behaviours: Sequence[Behaviour],
-    max_new_tokens: int,
-    seed: int,
-    *,
-    streams: int,
-    iterations: int,
-    population: int,
-    steps: int,
+    model: str, attacker: str, behaviours: Sequence[Behaviour], max_new_tokens: int, seed: int, **budget: Any
 ) -> pd.DataFrame:
-    """Responses under PAIR (`attacker` writes the prompts) and AutoDAN with a stated budget (columns as `responses`).
-
-    The exact corpus judge decides when a search stops. Budgets and calls stand in each record's details on disk.
+    """Responses under PAIR (`attacker` writes the prompts) and AutoDAN with a budget (streams, iterations; population,
+    steps). Budgets and calls stand in each record's details on disk; an attacker's JSON about one line fits 96 tokens.
     """
-    budget = [streams, iterations, population, steps, ATTACKER_TOKENS, max_new_tokens]
-    key = content_key(model_key(model), model_key(attacker), [asdict(b) for b in behaviours], budget, seed)
-    out = cache_dir() / "responses" / f"searched-{key}.jsonl"
-    if len(resume_jsonl(out)) < 2 * len(behaviours):
-        target, judge = local_target(model), CorpusJudge(behaviours)
-        pair = Pair(local_target(attacker), judge, max_new_tokens, streams, iterations)
-        attacks: list[Attack] = [
-            replace(pair, attacker_tokens=ATTACKER_TOKENS, attempts=2),
-            AutoDAN(judge, max_new_tokens, population=population, steps=steps),
-        ]
-        attack(behaviours, attacks, target, out, seed=seed, target_key=model_key(model))
-    return judged(out, behaviours)
+    suite = Suite(("pair", "autodan"), tuple(behaviours), (), max_new_tokens, seed)
+    return responses(model, suite, attacker, attacker_tokens=96, attempts=2, **budget)
 
 
 def judged(path: Path, behaviours: Sequence[Behaviour]) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -37,8 +38,20 @@ def _interval(row: pd.Series) -> str:
     return text + (f", n = {row['n']:.0f})" if "n" in row and pd.notna(row["n"]) else ")")
 
 
-def _has_band(frame: pd.DataFrame) -> bool:
-    return {"low", "high"} <= set(frame.columns)
+def _curves(axes: Axes, frame: pd.DataFrame, column: str, steps_to: float | None = None) -> None:
+    """A named line a method by position, with its band where there is one; steps that go on to `steps_to` if given."""
+    ends = []
+    stepped = steps_to is not None
+    for name in methods_in(frame):
+        rows, colour = frame[frame["method"] == name].sort_values("position"), METHODS[name].colour
+        if stepped:
+            rows = pd.concat([rows, rows.tail(1).assign(position=steps_to)])
+        axes.plot(rows["position"], rows[column], color=colour, lw=2, drawstyle="steps-post" if stepped else "default")
+        if {"low", "high"} <= set(rows):
+            band = rows["position"], rows["low"], rows["high"]
+            axes.fill_between(*band, step="post" if stepped else None, color=colour, alpha=0.16, lw=0)
+        ends.append((name, float(rows["position"].iloc[-1]), float(rows[column].iloc[-1])))
+    end_labels(axes, ends)
 
 
 def _at(rows: pd.DataFrame, position: float, column: str) -> float:
@@ -70,22 +83,13 @@ def position_curve(frame: pd.DataFrame) -> Figure:
     """
     figure, (axes,) = canvas(3.4)
     last = float(frame["position"].max())
-    ends = []
-    for name in methods_in(frame):
-        rows, style = frame[frame["method"] == name].sort_values("position"), METHODS[name]
-        xs = np.append(rows["position"], last)
-        axes.step(xs, np.append(rows["share"], rows["share"].iloc[-1]), where="post", color=style.colour, lw=2)
-        if _has_band(frame):
-            low, high = (np.append(rows[side], rows[side].iloc[-1]) for side in ("low", "high"))
-            axes.fill_between(xs, low, high, step="post", color=style.colour, alpha=0.15, lw=0)
-        ends.append((name, last, float(rows["share"].iloc[-1])))
     axes.set(xscale="log", xlim=(1, max(last, 2)), ylim=(0, 1.02), xlabel="token of the response (log scale)")
     ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= last]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     percent_axis(axes.yaxis)
     axes.set_title("First refusal has begun by this token")
-    end_labels(axes, ends)
+    _curves(axes, frame, "share", last)
     return figure
 
 
@@ -111,17 +115,11 @@ def refusal_by_position(frame: pd.DataFrame) -> Figure:
     Columns: method, position (t, tokens of r̂ that stand before, from 0), mean, low, high (0 to 1).
     """
     figure, (axes,) = canvas(3.4)
-    ends = []
-    for name in methods_in(frame):
-        rows, style = frame[frame["method"] == name].sort_values("position"), METHODS[name]
-        axes.plot(rows["position"], rows["mean"], color=style.colour, lw=2)
-        axes.fill_between(rows["position"], rows["low"], rows["high"], color=style.colour, alpha=0.18, lw=0)
-        ends.append((name, float(rows["position"].iloc[-1]), float(rows["mean"].iloc[-1])))
     axes.set(xlim=(0, max(float(frame["position"].max()), 1)), ylim=(-0.02, 1.02))
     axes.set_xlabel("tokens of the harmful response already written (t)")
     percent_axis(axes.yaxis)
     axes.set_title("Probability that the next token starts a refusal")
-    end_labels(axes, ends)
+    _curves(axes, frame, "mean")
     return figure
 
 

@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny import tiny_folder
+from transformers import LlamaForCausalLM
 
 from derta_lib import attacks
 from derta_lib.attacks.run import attack_command
@@ -19,32 +19,14 @@ from derta_lib.records import write_jsonl
 
 NAMES = ["direct", "prefilling-4", "completingattack", "selfcipher", "codeattack", "jailbreakchat", "pair", "autodan"]
 BUDGETS = {"k": 3, "streams": 2, "iterations": 2, "attempts": 2, "attacker_tokens": 12, "population": 6, "steps": 3}
-TEMPLATE = (
-    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("tiny")
-    marks = ["<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=marks, initial_alphabet=alphabet, show_progress=False)
-    bpe.train_from_iterator((triple.harmful for triple in concord(0).triples[:50]), trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>", additional_special_tokens=marks[:3])
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(path)
-    torch.manual_seed(0)
-    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=4096, eos_token_id=3, **shape)
-    LlamaForCausalLM(config).save_pretrained(path)
+    path = tiny_folder(tmp_path_factory.mktemp("tiny"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # more only get in each other's way on so small a model
-    yield str(path)
+    yield path
     torch.set_num_threads(threads)
 
 
