@@ -163,6 +163,7 @@ def load_model(model: str, dtype: str = "bfloat16") -> Any:
     Only safetensors are read and no remote code is run. Raises DertaError or UsageError in one sentence.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     location = resolve(model)
@@ -171,13 +172,18 @@ def load_model(model: str, dtype: str = "bfloat16") -> Any:
         if adapter.exists():
             from peft import PeftModel
 
-            base = load_model(json.loads(adapter.read_text())["base_model_name_or_path"], "float32")
-            loaded = PeftModel.from_pretrained(base, location).merge_and_unload().to(getattr(torch, dtype))
+            if not (base := read_json(adapter).get("base_model_name_or_path")):
+                raise DertaError(f"{adapter}: it names no base model; set 'base_model_name_or_path'.")
+            loaded = (
+                PeftModel.from_pretrained(load_model(base, "float32"), location)
+                .merge_and_unload()
+                .to(getattr(torch, dtype))
+            )
         else:
             loaded = AutoModelForCausalLM.from_pretrained(
                 location, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
             )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise DertaError(f"model '{model}': it could not be loaded ({_first_line(error)}).") from None
     _refuse_long_rows(loaded, model)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()

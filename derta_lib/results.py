@@ -40,7 +40,10 @@ def save(path: Path | str, results: Results) -> Path:
 def load(path: Path | str) -> Results:
     """Read a results file; raises DertaError naming the key whose entry is not a number record."""
     numbers: Results = {}
-    for key, fields in read_json(path).items():
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise DertaError(f"{path}: this is no results file; make the run again.")
+    for key, fields in found.items():
         try:
             numbers[key] = Number(**fields)
         except TypeError:

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from plain import SHAPE, VOCABULARY, loss_of_row, relative
+from tiny import tiny_folder
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
 from derta_lib.errors import DertaError
 from derta_lib.generation import generate, row_losses
-from derta_lib.models import load_model
+from derta_lib.models import load_model, model_key
 from derta_lib.tree import Row, Site, use_tree_attention
 
 KEYS = "from derta_lib.models import model_key as key; print(key('owner/name'), key('owner/other'))"
@@ -32,6 +33,20 @@ def test_the_key_of_a_hub_model_follows_its_commit(tmp_path: Path) -> None:
     first, unknown, second, unknown_still = keys
     assert unknown == unknown_still
     assert len({first, second, unknown}) == 3
+
+
+def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(DertaError, match=f"model '{folder}': it could not be loaded"):
+        load_model(folder)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(DertaError, match=r"adapter_config\.json: it names no base model"):
+        load_model(folder)
+    (tmp_path / "derta.json").write_text('{"base":\n')
+    with pytest.raises(DertaError, match=r"derta\.json, line 2: not valid JSON"):
+        model_key(folder)
 
 
 LIMIT = 24
