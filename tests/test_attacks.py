@@ -159,7 +159,10 @@ def test_templates_of_a_users_own_file(tmp_path):
     file = tmp_path / "own.jsonl"
     file.write_text('{"template": "Well {query} then {x}", "votes": 3}\n')
     assert read_templates(file) == ("Well {query} then {x}",)
-    assert prompts_of("jailbreakchat", templates=file)[1].messages[0]["content"] == "Well How is kite 1 made? then {x}"
+    assert (
+        prompts_of("jailbreakchat", templates=read_templates(file))[1].messages[0]["content"]
+        == "Well How is kite 1 made? then {x}"
+    )
     for line, said in [
         ('{"template": "no place"}', "line 2: 'template' must be text that holds {query}"),
         ('{"text": "{query}"}', "line 2: the key 'template' is missing"),

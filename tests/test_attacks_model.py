@@ -86,6 +86,7 @@ def test_a_generations_likelihoods_equal_those_of_separate_forward_passes(folder
     [
         ({"names": ["direct", "pears"]}, "attack 'pears': there is none of this name"),
         ({"source": "none.csv"}, "none.csv: there is no such file"),
+        ({"templates": "none.jsonl", "model": "/nowhere"}, "none.jsonl: there is no such file"),
         ({"model": "/nowhere"}, "model '/nowhere': there is no such folder"),
         ({"attacker": "/nowhere", "names": ["pair"]}, "model '/nowhere': there is no such folder"),
     ],

@@ -1,7 +1,6 @@
 """Attacks: from a behaviour to the responses a model gives under attack. One file an attack, each with its paper."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from derta_lib.attacks import autodan, codeattack, completingattack, direct, jailbreakchat, pair, prefilling, selfcipher
 from derta_lib.attacks.base import Access, Attack, Attempt, Target, WhiteBoxTarget
@@ -21,7 +20,7 @@ def build(
     cut: prefilling.Cut | None = None,
     demonstrations: Sequence[Triple] = (),
     k: int = 5,
-    templates: Path | str | None = None,
+    templates: Sequence[str] = jailbreakchat.TEMPLATES,
     attacker: Target | None = None,
     judge: Target | Judge | None = None,
     streams: int = 20,
@@ -34,10 +33,10 @@ def build(
 ) -> Attack:
     """The attack called `name` (`prefilling-16`: 16 tokens of r̂), responses of at most `max_new_tokens` tokens.
 
-    What each needs beside: prefilling `cut`; selfcipher `demonstrations`, of which it shows `k`; jailbreakchat a file
-    of `templates`, or None for its own; pair `attacker`, `judge`, `streams`,
-    `iterations`, `attempts` for one usable answer, `attacker_tokens` of each; autodan a verdict `judge`,
-    `population`, `steps` and a `mutator` or None. The defaults are the published budgets.
+    What each needs beside: prefilling `cut`; selfcipher `demonstrations`, of which it shows `k`; jailbreakchat
+    `templates`; pair `attacker`, `judge`, `streams`, `iterations`, `attempts` for one usable answer, `attacker_tokens`
+    of each; autodan a verdict `judge`, `population`, `steps` and a `mutator` or None. The defaults are the published
+    budgets.
     Raises UsageError for an unknown name and for a need that is not met.
     """
     check(name)
@@ -62,8 +61,7 @@ def build(
         case "codeattack":
             return codeattack.make(max_new_tokens)
         case "jailbreakchat":
-            pool = jailbreakchat.read_templates(templates) if templates else jailbreakchat.TEMPLATES
-            return jailbreakchat.make(pool, max_new_tokens)
+            return jailbreakchat.make(templates, max_new_tokens)
         case "pair":
             if attacker is None or judge is None:
                 raise UsageError("pair: it needs a model that writes prompts and one that grades; pass both.")

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from derta_lib import judges
-from derta_lib.attacks import build, check
+from derta_lib.attacks import build, check, jailbreakchat
 from derta_lib.attacks.base import Attack, Attempt, Target, prompt_text
 from derta_lib.behaviours import load_behaviours
 from derta_lib.data import Behaviour
@@ -96,6 +96,7 @@ def attack_command(
     if Path(out).is_file():
         raise UsageError(f"{out}: this is a file; name a folder for the responses.")
     behaviours = load_behaviours(source, seed=seed)
+    pool = jailbreakchat.read_templates(templates) if templates else jailbreakchat.TEMPLATES
     key = model_key(model)
     target = local_target(model)
     exact = all(behaviour.steps for behaviour in behaviours)
@@ -109,7 +110,7 @@ def attack_command(
             max_new_tokens=max_new_tokens,
             cut=target.chat.cut,
             demonstrations=demonstrations,
-            templates=templates or None,
+            templates=pool,
             attacker=attacking,
             mutator=mutating,
             judge=judge,
