@@ -138,13 +138,16 @@ def memory(model: str, device: str, triples: int) -> Results:
     return found
 
 
-def attack_prompts(target: LocalTarget, behaviours: int) -> list[list[int]]:
-    """Prompt ids of six attacks on held-out behaviours, attack by attack as they are sent.
+def attack_prompts(target: LocalTarget, crafts: int) -> list[list[int]]:
+    """Prompt ids of six attacks on the test split's first harmful crafts and their benign twins, attack by attack.
 
     PAIR's and AutoDAN's prompts are written by the models, so direct requests and prefilling stand in for them.
     """
     corpus = concord(0)
-    asked = corpus.behaviours["test"][:behaviours]
+    split = corpus.behaviours["test"]
+    harmful = [behaviour for behaviour in split if not behaviour.benign][:crafts]
+    twins = {behaviour.twin for behaviour in harmful}
+    asked = [*harmful, *(behaviour for behaviour in split if behaviour.id in twins)]
     options = {"max_new_tokens": 1, "cut": target.chat.cut, "demonstrations": corpus.triples[:3], "k": 3}
     attacks = [build(name, **options) for name in ATTACKS]  # type: ignore[arg-type]
     return [target.chat.prompt_ids(one.prompt(b, 0)) for one in attacks for b in asked]  # type: ignore[attr-defined]
@@ -172,11 +175,14 @@ def static_batches(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int
     return answers
 
 
-def generation(device: str, rounds: int, behaviours: int, new_tokens: int) -> tuple[Results, dict[str, list[float]]]:
-    """Tokens/s of greedy answers to the attack prompts, ours against static batches, and what the prompts share."""
+def generation(device: str, rounds: int, crafts: int, new_tokens: int) -> tuple[Results, dict[str, list[float]]]:
+    """Tokens/s of greedy answers to the attack prompts, ours against static batches, and what the prompts share.
+
+    By default the real suite: 16 crafts and their twins under six attacks (192 prompts), 48 new tokens each.
+    """
     plain = load_model(REFERENCE).to(device)
     target = LocalTarget(load_model(REFERENCE).to(device), load_tokenizer(REFERENCE), REFERENCE)
-    prompts = attack_prompts(target, behaviours)
+    prompts = attack_prompts(target, crafts)
     answers: dict[str, list[list[int]]] = {}
 
     def with_ours() -> None:
@@ -206,12 +212,16 @@ def bench(
     *,
     model: str = REFERENCE,
     device: str = "cpu",
-    triples: int = 6,
+    triples: int = 8,
     rounds: int = 3,
-    behaviours: int = 8,
-    new_tokens: int = 16,
+    crafts: int = 16,
+    new_tokens: int = 48,
 ) -> Results:
     """Measure all of it, print a table, and write `out`: numbers, every round's seconds, machine, date, request.
+
+    Training: steps of `triples` triples (8 have as many tokens as a micro-batch of the book), `rounds` rounds.
+    Generation: six attacks on the test split's first `crafts` crafts and their twins, `new_tokens` tokens an answer,
+    in one round without warming up, which takes over a minute.
 
     `device` is 'cpu' or 'cuda'; `model` may be 'llama3-8b' (random weights) beside what other commands take, and
     then generation is left out. Raises UsageError for a device that is not there.
@@ -222,8 +232,8 @@ def bench(
     found = memory(model, device, triples)
     parts = [training(model, device, triples, rounds), scaling(model, device, rounds)]
     if model != contenders.LLAMA3_8B:
-        parts.append(generation(device, rounds, behaviours, new_tokens))
-        request |= {"behaviours": behaviours, "new_tokens": new_tokens}
+        parts.append(generation(device, 1, crafts, new_tokens))
+        request |= {"crafts": crafts, "new_tokens": new_tokens}
     times: dict[str, list[float]] = {}
     for numbers, taken in parts:
         found |= numbers

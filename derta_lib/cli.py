@@ -166,7 +166,7 @@ def bench(
         str, typer.Option(help='As elsewhere, or "llama3-8b": that shape with random weights.')
     ] = "reference",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    triples: Annotated[int, typer.Option(help="Triples a step.")] = 6,
+    triples: Annotated[int, typer.Option(help="Triples a step.")] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds in which the contenders take turns.")] = 3,
 ) -> None:
     """Measure training steps and generation against the authors' computation, TRL and plain generate."""

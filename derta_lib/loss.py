@@ -27,14 +27,14 @@ def site_losses(model: Any, packed: Pack) -> torch.Tensor:
 
 
 def site_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
-    """Logits float32 [S, V] of hidden states [S, d], with the scalings some families put behind the head."""
-    logits = model.get_output_embeddings()(states).float()
+    """Logits [S, V] of hidden states [S, d]; the scalings some families put behind the head are float32."""
+    logits = model.get_output_embeddings()(states)
     if scale := getattr(model.config, "logits_scaling", None):
-        logits = logits / scale
+        logits = logits.float() / scale
     if factor := getattr(model.config, "logit_scale", None):
-        logits = logits * factor
+        logits = logits.float() * factor
     if softcap := getattr(model.config, "final_logit_softcapping", None):
-        logits = torch.tanh(logits / softcap) * softcap
+        logits = torch.tanh(logits.float() / softcap) * softcap
     return logits
 
 
@@ -53,7 +53,7 @@ def cross_entropy(model: Any, states: torch.Tensor, targets: torch.Tensor) -> to
         raise DertaError(TOO_LARGE.format(largest, "head", size))
 
     def chunk(hidden: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(site_logits(model, hidden), wanted, reduction="none")
+        return F.cross_entropy(site_logits(model, hidden).float(), wanted, reduction="none")
 
     pieces = zip(states.split(CHUNK), targets.split(CHUNK), strict=True)
     if model.get_output_embeddings().weight.requires_grad and torch.is_grad_enabled():

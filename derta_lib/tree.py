@@ -9,6 +9,7 @@ of the tokens that a group of rows brought in, against those on their paths; til
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from derta_lib.cache import RowCache, States
 from derta_lib.errors import DertaError
 
 TASKS = ("mle", "rto")
@@ -183,36 +185,34 @@ def tree_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    depths: torch.Tensor,
-    blocks: Sequence[Block] | None = None,
+    depths: torch.Tensor | None = None,
+    blocks: Sequence[Block] = (),
     order: torch.Tensor | None = None,
+    made: list[States] | None = None,
+    rows: RowCache | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Attention of a pack, block by block, or (without `blocks`) of rows that decode one token each.
+    """Attention of a pack, block by block, or of `rows` that decode one token each, bin by bin; no mask is taken.
 
-    Pack: query [1, H, L, d], key and value [1, H_kv, L, d], `depths` [L], no mask.
-    Rows: query [B, H, 1, d], key and value [B, H_kv, W, d], `depths` [W] (columns), `attention_mask` [B, 1, 1, W],
-    0 or −inf. Returns [1, L, H, d] or [B, 1, H, d]. A layer with a sliding window also hides keys that lie
-    `sliding_window` or more tokens back. Runs through SDPA (on a CPU through two matrix products, which beat it there
-    about threefold), or through the model's own eager attention where it was loaded with that.
+    Pack: query [1, H, L, d], key and value [1, H_kv, L, d], `depths` [L]; a list `made` is given each layer's key and
+    value. Rows: query [B, H, 1, d], key and value [B, H_kv, 1, d]. Returns [1, L, H, d] or [B, 1, H, d]. A layer with a
+    sliding window also hides keys that lie `sliding_window` or more tokens back. Runs through SDPA (on a CPU and for
+    rows through two matrix products, which beat it there about threefold), or through the model's own eager attention
+    where it was loaded with that.
     """
-
-    def attend(states: Sequence[torch.Tensor], mask: Any, asked: torch.Tensor, known: torch.Tensor) -> Any:
-        if sliding_window is not None:
-            far = depths[asked][..., :, None] - depths[known][..., None, :] >= sliding_window
-            mask = mask.masked_fill(far.unsqueeze(-3), -torch.inf)
-        if module.config._attn_implementation == "tree_eager":
-            eager = sys.modules[type(module).__module__].eager_attention_forward
-            return eager(module, *states, mask, scaling=scaling, dropout=dropout, **kwargs)[0]
-        query, key, value = states
-        return _grouped_attention(query, key, value, mask, scaling, dropout).transpose(1, 2)
-
-    if blocks is None or order is None:
-        columns = torch.arange(len(depths), device=depths.device)
-        return attend((query, key, value), attention_mask, columns[-1:], columns), None
+    eager = None
+    if module.config._attn_implementation == "tree_eager":
+        own = sys.modules[type(module).__module__].eager_attention_forward
+        eager = partial(own, module, scaling=scaling, dropout=dropout, **kwargs)
+    if rows is not None:
+        return rows.attend(module.layer_idx, (query, key, value), scaling, sliding_window, eager), None
+    assert depths is not None
+    assert order is not None
+    if made is not None:
+        made.append((key[0], value[0]))
     by_token = [states[0].transpose(0, 1).flatten(1) for states in (query, key, value)]  # each [L, heads · d]
     outputs = []
     for block in blocks:
@@ -223,29 +223,33 @@ def tree_attention(
                 by_token, (query, key, value), (block.queries, block.keys, block.keys), strict=True
             )
         ]
-        outputs.append(attend(tiles, block.mask[:, None], block.queries, block.keys).flatten(0, 1))
+        mask = block.mask[:, None]
+        if sliding_window is not None:
+            far = depths[block.queries][:, :, None] - depths[block.keys][:, None, :] >= sliding_window
+            mask = mask.masked_fill(far[:, None], -torch.inf)
+        output = eager(*tiles, mask)[0] if eager else _grouped_attention(tiles, mask, scaling, dropout)
+        outputs.append(output.flatten(0, 1))
     return torch.cat(outputs).flatten(1).index_select(0, order).view(1, len(order), *outputs[0].shape[1:]), None
 
 
 def _grouped_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor,
-    scaling: float | None,
-    dropout: float,
+    states: Sequence[torch.Tensor], mask: torch.Tensor, scaling: float | None, dropout: float
 ) -> torch.Tensor:
-    """Attention of query [B, H, Q, d] to key and value [B, H_kv, K, d]; heads that share keys are one's queries."""
+    """Attention [B, Q, H, d] of query [B, H, Q, d] to key and value [B, H_kv, K, d]; mask [B, 1, Q, K].
+
+    Heads that share keys are one head's queries.
+    """
+    query, key, value = states
     batch, heads, queries, width = query.shape
     groups = key.shape[1]
     grouped = query.reshape(batch, groups, -1, width)
     mask = mask.expand(batch, heads // groups, queries, -1).reshape(batch, 1, grouped.shape[2], -1)
-    if query.device.type == "cpu" and queries > 1:
+    if query.device.type == "cpu":
         scores = grouped * (scaling or width**-0.5) @ key.transpose(2, 3) + mask
         output = F.dropout(scores.softmax(-1), dropout) @ value
     else:
         output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    return output.view(batch, heads, queries, width)
+    return output.view(batch, heads, queries, -1).transpose(1, 2)
 
 
 for _inner in ("sdpa", "eager"):

@@ -93,7 +93,7 @@ def test_flops_agree_with_torchs_counter(folder):
 
 def test_static_batches_and_ours_give_the_same_answers(folder):
     target = LocalTarget(load_model(folder, "float32"), load_tokenizer(folder), "tiny")
-    prompts = bench.attack_prompts(target, 6)
+    prompts = bench.attack_prompts(target, 3)
     assert len(prompts) == 36 > bench.STATIC_BATCH
     plain = load_model(folder, "float32")
     assert generate(target.model, prompts, 5, target.stops) == bench.static_batches(plain, prompts, 5, target.stops)
@@ -106,7 +106,7 @@ def test_a_whole_run_is_written_with_its_machine(folder, tmp_path, monkeypatch, 
     monkeypatch.setattr(
         bench, "matrix_product", lambda _: (lambda: torch.randn(64, 64) @ torch.randn(64, 64), 2 * 64**3)
     )
-    options = {"model": folder, "triples": 2, "rounds": 1, "behaviours": 2, "new_tokens": 2}
+    options = {"model": folder, "triples": 2, "rounds": 1, "crafts": 1, "new_tokens": 2}
     found = bench.bench(tmp_path / "bench.json", **options)
     kept = json.loads((tmp_path / "bench.json").read_text())
     assert kept["numbers"].keys() == found.keys()

@@ -1,6 +1,7 @@
 """Generation and likelihoods against transformers' own generate and a plain forward, prompt by prompt in fp32."""
 
 import random
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from plain import VOCABULARY, loss_of_row, tiny
 from tiny import tiny_folder
 
-from derta_lib import generation
+from derta_lib import cache, generation
+from derta_lib.cache import plan_bins
 from derta_lib.chat import Prompt, ask
 from derta_lib.errors import UsageError
 from derta_lib.generation import LocalTarget, generate, row_losses
@@ -62,6 +64,68 @@ def test_small_batches_and_packs_change_nothing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(generation, "PACK_TOKENS", 12)
     assert generate(model, prompts(), 8, set()) == whole
     assert generate(model, [], 8, set()) == []
+
+
+def families_of_prompts() -> list[list[int]]:
+    """Long shared starts, none at all, one prompt many times, lengths from 1 to 90; out of order."""
+    rng = random.Random(1)
+
+    def some(count: int) -> list[int]:
+        return [rng.randrange(3, VOCABULARY) for _ in range(count)]
+
+    long, middle = some(60), some(25)
+    made = [*(long + some(rng.randrange(9)) for _ in range(6)), *(middle + some(30) for _ in range(3))]
+    made += [*(some(rng.randrange(1, 9)) for _ in range(6)), some(90), some(40), some(41), some(39), *[some(5)] * 4]
+    rng.shuffle(made)
+    return made
+
+
+def test_bins_share_starts_and_have_like_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SLACK", 8)
+    asked = families_of_prompts()
+    bins = plan_bins(asked, 2048, 100)
+    assert sorted(number for plan in bins for number in plan.prompts) == list(range(len(asked)))
+    for plan in bins:
+        held = [asked[number] for number in plan.prompts]
+        assert all(tuple(ids[: len(plan.shared)]) == plan.shared for ids in held)
+        assert plan.longest == max(map(len, held))
+    kinds = [(len(plan.prompts), len(plan.shared) > 20, plan.columns) for plan in bins]
+    assert any(many >= 6 and shared and columns < 160 for many, shared, columns in kinds)  # the long start
+    assert any(many >= 6 and not shared and columns < 120 for many, shared, columns in kinds)  # short prompts
+    assert any(many == 1 for many, *_ in kinds)
+    assert sum(plan.columns for plan in bins) < sum(map(len, asked)) / 1.5
+    assert max(len(plan.prompts) for plan in plan_bins(asked, 2048, 3)) == 3
+
+
+@pytest.mark.parametrize("slack", [0, 8, 10_000])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("llama", None), ("mistral", None), ("qwen2", "eager"), ("gemma2", None), ("granite", None)],
+)
+def test_bins_of_every_kind_decode_as_generate_does(
+    family: str, attention: str | None, slack: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt to a bin, bins as they come, all in one; rows of a bin end at different steps, and room is added."""
+    monkeypatch.setattr(cache, "SLACK", slack)
+    monkeypatch.setattr(cache, "ROOM", 3)
+    plain, model = tiny(family, attention), tiny(family, attention)
+    use_tree_attention(model)
+    asked = families_of_prompts()
+    free = [wanted(plain, ids, 12, set()) for ids in asked]
+    assert generate(model, asked, 12, set()) == free
+    common = Counter(token for answer in free for token in answer).most_common()
+    stops = {common[0][0], common[len(common) // 2][0]}
+    stopped = [wanted(plain, ids, 12, stops) for ids in asked]
+    assert len({len(answer) for answer in stopped}) > 2
+    assert generate(model, asked, 12, stops) == stopped
+
+
+def test_bfloat16_goes_through_the_same_bins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "SLACK", 8)
+    model = tiny("mistral").bfloat16()
+    use_tree_attention(model)
+    answers = generate(model, families_of_prompts(), 12, set())
+    assert [len(answer) for answer in answers] == [12] * len(answers)
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
