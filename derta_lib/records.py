@@ -137,8 +137,8 @@ def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
         raise DertaError(f"{path}: the file is empty; give it a header and at least one row.")
 
 
-def resume_jsonl(path: Path | str, key: str = "id") -> dict[str, dict[str, Any]]:
-    """Records of an interrupted JSONL file by `key`; a torn last line is cut from the file first."""
+def resume_jsonl(path: Path | str) -> dict[str, dict[str, Any]]:
+    """Records of an interrupted JSONL file by id; a torn last line is cut from the file first."""
     path = Path(path)
     if not path.exists():
         return {}
@@ -147,4 +147,4 @@ def resume_jsonl(path: Path | str, key: str = "id") -> dict[str, dict[str, Any]]
     if whole != data:
         with open(path, "r+b") as handle:
             handle.truncate(len(whole))
-    return {record[key]: record for _, record in read_jsonl(path, required=(key,))} if whole.strip() else {}
+    return {record["id"]: record for _, record in read_jsonl(path, required=("id",))} if whole.strip() else {}

@@ -145,7 +145,7 @@ def share_from_to(safe: pd.DataFrame, first: int, last: float, of: str = "refusa
     return stats.rate(int(((starts >= first) & (starts <= last)).sum()), len(safe))
 
 
-def position_curve(responses: pd.DataFrame, model: str, methods: tuple[str, ...], of: str = "refusal") -> pd.DataFrame:
+def position_curve(responses: pd.DataFrame, model: str, methods: tuple[str, ...]) -> pd.DataFrame:
     """Figure 4, the share of safe responses whose refusal has begun: method, position (from 1), share, low, high, n.
 
     Responses without a refusal stay in n, so a curve may end below 1.
@@ -153,14 +153,14 @@ def position_curve(responses: pd.DataFrame, model: str, methods: tuple[str, ...]
     rows = []
     for method in methods:
         safe = safe_responses(responses, model, method)
-        for position in sorted({1, *(int(start) + 1 for start in safe[of].dropna())}):
-            number = share_from_to(safe, 1, position, of)
+        for position in sorted({1, *(int(start) + 1 for start in safe["refusal"].dropna())}):
+            number = share_from_to(safe, 1, position)
             bounds = {"share": number.value, "low": number.low, "high": number.high, "n": number.n}
             rows.append({"method": method, "position": position} | bounds)
     return pd.DataFrame(rows)
 
 
-def figure_4(responses: pd.DataFrame, model: str = "LLaMA3-70B") -> pd.DataFrame:
+def figure_4(responses: pd.DataFrame) -> pd.DataFrame:
     """What the paper says of Figure 4, and the release: method, statement, kind, paper, refusal, low, high, sorry, n.
 
     "At the beginning" is read as within the first five tokens, as in Table 1. `refusal` (with its interval) is by any
@@ -171,7 +171,7 @@ def figure_4(responses: pd.DataFrame, model: str = "LLaMA3-70B") -> pd.DataFrame
         bounds = [int(number) for number in re.findall(r"\d+", row["statement"])]
         beyond, between = "beyond" in row["statement"], "between" in row["statement"]
         first, last = (bounds[0] + 1, inf) if beyond else tuple(bounds) if between else (1, *(bounds or [5]))
-        safe = safe_responses(responses, model, row["method"].replace("derta_variants", "derta"))
+        safe = safe_responses(responses, "LLaMA3-70B", row["method"].replace("derta_variants", "derta"))
         known = {"method": row["method"], "statement": row["statement"], "kind": row["kind"], "paper": row["value_pct"]}
         if len(safe):
             sorry = share_from_to(safe, first, last, "sorry")
