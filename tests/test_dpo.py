@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,19 @@ def test_several_processes_are_refused(start, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UsageError, match="in one process"):
         dpo.train_dpo(start[0], TRIPLES, PAIRS, RECIPE)
+
+
+def test_preferences_are_seen_in_their_order(start, monkeypatch):
+    seen = []
+
+    class Watching(dpo.PreferenceTrainer):
+        def training_step(self, model, inputs, *rest, **named):
+            rows = zip(inputs["input_ids"].tolist(), inputs["attention_mask"].sum(1).tolist(), strict=True)
+            seen.extend(row[:length] for row, length in list(rows)[: dpo.MICRO_BATCH])
+            return super().training_step(model, inputs, *rest, **named)
+
+    monkeypatch.setattr(dpo, "PreferenceTrainer", Watching)
+    recipe = replace(RECIPE, steps=2, seed=5)
+    dpo.train_dpo(start[0], TRIPLES, PAIRS, recipe)
+    wanted = dpo.preferences(TRIPLES, PAIRS, chat_of(AutoTokenizer.from_pretrained(start[0])), recipe)
+    assert seen == [example["prompt_ids"] + example["chosen_ids"] for example in wanted]
