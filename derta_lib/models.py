@@ -174,18 +174,16 @@ def load_model(model: str, dtype: str = "bfloat16") -> Any:
 
             if not (base := read_json(adapter).get("base_model_name_or_path")):
                 raise DertaError(f"{adapter}: it names no base model; set 'base_model_name_or_path'.")
-            loaded = (
-                PeftModel.from_pretrained(load_model(base, "float32"), location)
-                .merge_and_unload()
-                .to(getattr(torch, dtype))
-            )
+            adapted = PeftModel.from_pretrained(load_model(base, "float32"), location)
+            # PEFT has frozen the base, and full-parameter training may start from this checkpoint
+            loaded = adapted.merge_and_unload().to(getattr(torch, dtype)).requires_grad_(True)
         else:
             loaded = AutoModelForCausalLM.from_pretrained(
                 location, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
             )
+            _refuse_long_rows(loaded, model)
     except (OSError, ValueError, SafetensorError) as error:
         raise DertaError(f"model '{model}': it could not be loaded ({_first_line(error)}).") from None
-    _refuse_long_rows(loaded, model)
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 

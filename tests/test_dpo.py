@@ -123,3 +123,14 @@ def test_preferences_are_seen_in_their_order(start, monkeypatch):
     dpo.train_dpo(start[0], TRIPLES, PAIRS, recipe)
     wanted = dpo.preferences(TRIPLES, PAIRS, chat_of(AutoTokenizer.from_pretrained(start[0])), recipe)
     assert seen == [example["prompt_ids"] + example["chosen_ids"] for example in wanted]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_all_parameters_learn_from_a_lora_checkpoint(start, monkeypatch, checkpointing):
+    monkeypatch.setitem(dpo.LEARNING_RATE, "full", 1e-3)
+    recipe = replace(RECIPE, steps=2, lora_rank=0, gradient_checkpointing=checkpointing)
+    before, after = (
+        load_model(str(folder), "float32").state_dict()
+        for folder in (start[0], dpo.train_dpo(start[0], TRIPLES, PAIRS, recipe))
+    )
+    assert all((after[name] - before[name]).abs().max() > 0 for name in before if "layernorm" not in name)
