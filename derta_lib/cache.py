@@ -17,7 +17,7 @@ States = tuple[torch.Tensor, torch.Tensor]
 Eager = Callable[..., Any]
 """A model's own attention, called with query, key, value and mask."""
 
-SLACK = 256
+SLACK = 512
 """Columns that a bin may waste on a row that joins it; a bin of its own would cost more in small operations."""
 ROOM = 64
 """Columns for new tokens that a bin makes at once."""
