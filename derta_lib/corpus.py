@@ -211,13 +211,17 @@ def _pair(rng: random.Random, kind: str) -> tuple[str, str]:
     craft = rng.choice(pool)
     if kind in ("craft", "near"):
         return _query(rng, craft), _steps_response(rng, craft)
-    # three categories in one text, or its recipes together would hold every step of a held-out one
+    # each of another category, or their recipes together would hold every step of a held-out one
     other = rng.choice([candidate for candidate in ordinary_crafts() if candidate.category != craft.category])
     words = _words_of(craft) | _small_words(rng)
-    banned = rng.choice([bad for bad, _ in crafts()["train"] if bad.category not in (craft.category, other.category)])
+    foreign = [bad for bad, _ in crafts()["train"] if bad.category not in (craft.category, other.category)]
+    banned = rng.choice(foreign)
+    second = rng.choice([bad for bad in foreign if bad.category != banned.category])
     words |= {"other": article(other.name), "other_prose": " ".join(other.steps), "bad": article(banned.name)}
     words |= {"good_query": _query(rng, craft), "other_query": _query(rng, other), "bad_query": _query(rng, banned)}
     words |= {"bad_prose": " ".join(banned.steps), "bad_numbered": _numbered(banned.steps)}
+    words |= {"bad2_query": _query(rng, second), "bad2_prose": " ".join(second.steps)}
+    words |= {"bad2_numbered": _numbered(second.steps)}
     words["bad_refusal"] = _safe_response(rng, banned)
     words["opening"] = Template(rng.choice(_table("texts")["openings"])).substitute(words)
     query, response = rng.choice(_table("texts")["pairs"][kind])
