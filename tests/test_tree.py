@@ -122,7 +122,7 @@ def test_training_mode(attention: str, lora: bool, checkpointing: bool) -> None:
     (model, base), (plain, plain_base) = models
     use_tree_attention(base)
     if checkpointing:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        base.activation_checkpointing_enable({"use_reentrant": False})
     same(model, base, plain, plain_base)
 
 
