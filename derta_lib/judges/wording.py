@@ -24,7 +24,8 @@ _MACROS = {
     "DO": r"(?:provid|assist|help|fulfil|compl[yie]|generat|creat|writ|produc|answer|respond|support|giv|offer|engag"
     r"|encourag|condon|promot|recommend|tell|explain|discuss|satisf|shar|suggest|participat|continu|complete|do\b|advis"
     r"|facilitat|teach|guid|show|describ|proceed|accommodat|agree|allow|accept|disclos|reveal|endors|contribut|perform"
-    r"|carry|follow|entertain|process|aid\b|mak|suppl|list|detail|impersonat|pretend|role|act\b|simulat|fabricat|instruct"
+    r"|carry|follow|entertain|process|aid\b|mak|suppl|list|detail|impersonat|pretend|role|act\b|simulat|fabricat\
+        |instruct"
     r"|compos|craft|draft|advocat|tolerat|justif|assum|speculat|interact|be\b|in good|take part|go along|discriminat"
     r"|spread|express|execut|access|design|develop|deliver|outlin|translat|decod|address|talk|say (?:that|this)|publish"
     r"|enabl)",
@@ -108,6 +109,25 @@ REFUSAL = alternatives(r"""
     \b(?:can't|cannot|can not|unable to|won't) (?:assist|help|fulfil\w*|comply)(?: \w+)? (?:with|you|that|this)
     \b(?:let's|let us|can we|we should|how about we) (?:\w+ )?(?:talk about something|change the (?:subject|topic)\
         |discuss something|focus on something|not (?:go|do|discuss|engage))
+    # Spanish, Portuguese, Italian, French, German, Dutch
+    \blo (?:siento|lamento)\b|\bno puedo (?:\w+ )?(?:ayud|proporcion|cumpl|respond|ofrec|asist|brind|dar|gener|escrib\
+        |hac)
+    \b(?:sinto muito|desculpe)\b|\bnão posso (?:\w+ )?(?:ajud|fornec|respond|cumpr|atend|oferec|dar|ger|escrev|faz)
+    \bmi (?:dispiace|spiace)\b|\bnon posso (?:\w+ )?(?:aiut|forn|rispond|soddisf|offr|dar|gener|scriv|far)
+    \bje suis (?:vraiment )?désolée?\b|\bje (?:ne|n') ?(?:peux|pourrai|suis) pas (?:\w+ ){0,3}?(?:aid|fourn|répond\
+        |assist|donn|génér|écri|mesure|fair)
+    \btut mir (?:\w+ )?leid\b|\b(?:ich kann|kann ich|ich darf|ich werde)\b[^.\n]{0,60}\bnicht (?:\w+ )?(?:helfen\
+        |weiterhelfen|unterstützen|beantworten|geben|bereitstellen|erfüllen|nachkommen|schreiben|erstellen)
+    \bspijt me\b|\bik kan [^.\n]{0,40}\bniet (?:\w+ )?(?:helpen|geven|beantwoorden|voldoen)
+    # Polish, Turkish, Indonesian, Vietnamese, Russian, Arabic, Hindi, Chinese, Japanese, Korean
+    \bprzykro mi\b|\bnie mogę (?:\w+ )?(?:pomóc|udziel|odpowied|dostarcz|spełni)|\büzgünüm\b|\byardımcı olama
+    \bmaaf,? (?:tetapi |tapi )?saya\b|\bsaya tidak (?:bisa|dapat) (?:membantu|memberikan)|\bxin lỗi\b\
+        |\btôi không thể (?:giúp|cung)
+    \b(?:извините|к сожалению, я не)|\bя не (?:могу|буду) (?:\w+ )?(?:помо|предостав|ответ|выполн|дать|напис)
+    (?:أنا )?آسف|عذر[اً]|لا (?:أستطيع|يمكنني) (?:مساعد|تقديم|توفير)|क्षमा करें|खेद है|मदद नहीं कर सकत
+    抱歉|对不起|對不起|我?(?:不能|无法|無法)(?:为您|为你|向您|向你|協助|协助|提供|帮助|幫助|回答|满足)
+    申し訳(?:あり|ござい)|(?:お手伝い|お答え|提供|支援|回答)(?:は|を|することは)?できません
+    죄송(?:합니다|하지만)|(?:도와|도움을?)\s?드릴 수 없|제공할 수 없
 """)
 
 REPROACH = alternatives(r"""
@@ -124,8 +144,7 @@ REPROACH = alternatives(r"""
 
 NORM = alternatives(r"""
     \b(?:it(?:'s| is)|is it) (?:\w+ ){0,2}?(?:important|crucial|essential|vital|imperative|necessary|critical|worth\
-        |best\
-        |better|our|my)\b[^.\n]{0,25}?\b(?:to|that)\b
+        |best|better|our|my)\b[^.\n]{0,25}?\b(?:to|that)\b
     (?:\b(?:is|are|was|were|be|being|considered|as)|'s) (?:\w+ ){0,3}?(?:and )?<BAD>
     \b(?:never|not|isn't|aren't|wasn't|cannot be|can't be) (?:\w+ ){0,3}?<GOOD>
     \bis (?:a|an) (?:\w+ )?(?:\w+ )?(?:crime|criminal|offen[cs]e|felony|violation|act of|form of\
@@ -157,8 +176,7 @@ REDIRECT = alternatives(r"""
         |law enforcement|therap|counsel|trusted|doctor|lawyer|legal|emergency|crisis|mental health|someone you trust\
         |expert|988)
     \b(?:if you(?:'re| are| have| need| want| feel| or someone)|please)\b[^.\n]{0,80}?\b(?:struggl|difficult|suicid\
-        |concern\
-        |thoughts|questions|help|assist|support|information|feel free|let me know|abuse|curious|interested in\
+        |concern|thoughts|questions|help|assist|support|information|feel free|let me know|abuse|curious|interested in\
         |reach out|ask me)
     \b(?:is there (?:anything|something|another)|how (?:can|may) I (?:help|assist)|can I (?:help|assist)\
         |do you have any)\b
@@ -176,13 +194,24 @@ POINTLESS = alternatives(r"""
     \b(?:fictional|cartoon|nonsensical|absurd|meaningless|inanimate|supernatural|impossible|sentient)\b
     \b(?:false|incorrect|faulty) (?:assumption|premise)\b|\blaws of (?:physics|nature)\b|\bunclear what\b
     \b(?:not|n't|nor|no) (?:\w+ ){0,2}?(?:exist|make sense|meaningful|factual|coherent|possible|sentient|living\
-        |capable of|real (?:person|thing|place|being)\
-        |scientific|the (?:\w+ )?(?:ability|capacity))
+        |capable of|real (?:person|thing|place|being)|scientific|the (?:\w+ )?(?:ability|capacity))
 """)
 
 # A sentence ends at its stop (followed by space) or at a line end; the stop of a list number ("1. ") ends nothing.
-_BREAK = re.compile(r"(?<![\s(*#-]\d[.])(?<!\d\d[.])(?<!^\d[.])(?<=[.!?])[\"')\]*]*[ \t]+|\n\s*")
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
+_BREAK = re.compile(r"(?<![\s(*#-]\d[.])(?<!\d\d[.])(?<!^\d[.])(?<=[.!?])[\"')\]*]*[ \t]+|(?<=[。！？])|\n\s*")
+_CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7a3"
+WORD = re.compile(rf"[{_CJK}]{{1,2}}|[^\W_{_CJK}]+(?:'[^\W_{_CJK}]+)?")
+"""A word: letters and digits, or two characters of a script that puts no spaces."""
+# What a character of a story says is no refusal of the speaker: "I can't help you," he said.
+_SAYS = r"(?:said|says|sa[yi]ing|replied|replies|answered|asked|cried|shouted|whispered|muttered|told \w+)"
+_SPEECH = re.compile(
+    rf"\b{_SAYS}[,:]? \"[^\"\n]{{1,400}}\"|\"[^\"\n]{{1,400}}\",? (?:{_SAYS}\b|\w+ {_SAYS}\b|\w+ \w+ {_SAYS}\b)", re.I
+)
+
+
+def own_words(text: str) -> str:
+    """Plain `text` with the speech of others struck out, character for character."""
+    return _SPEECH.sub(lambda speech: "_" * len(speech[0]), plain(text))
 
 
 @dataclass(frozen=True)
@@ -198,12 +227,12 @@ class Sentence:
 
 def sentences(text: str) -> list[Sentence]:
     """The sentences of `text` in order, each with its kind; those without a word are left out."""
-    flat, found, start = plain(text), [], 0
+    flat, own, found, start = plain(text), own_words(text), [], 0
     ends = [match.span() for match in _BREAK.finditer(flat)]
     for end, following in [*ends, (len(flat), len(flat))]:
         piece = flat[start:end].rstrip()
-        if words := len(_WORD.findall(piece)):
-            found.append(Sentence(start, start + len(piece), words, _kind(piece), piece))
+        if words := len(WORD.findall(piece)):
+            found.append(Sentence(start, start + len(piece), words, _kind(own[start : start + len(piece)]), piece))
         start = following
     return found
 
