@@ -33,13 +33,13 @@ from derta_lib.training import (
     trainer_arguments,
 )
 
-STEPS = 25
+STEPS = 12
 """Steps at most: the reference model needs few, and each costs twice a step of the other methods."""
 TRIPLES = 2
 """Triples a step; two helpful pairs go with each."""
 MICRO_BATCH = 3
 """Preference pairs a forward pass."""
-LEARNING_RATE = {"lora": 1e-4, "full": 5e-7}
+LEARNING_RATE = {"lora": 3e-4, "full": 5e-7}
 """The paper's 5e-7 trains all parameters of the 8B model."""
 LOGGED = ("loss", "rewards/accuracies", "rewards/margins")
 
