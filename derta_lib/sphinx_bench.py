@@ -14,13 +14,21 @@ from derta_lib.sphinx_results import table
 
 KEPT = Path(__file__).parent
 ROWS = {
-    "authors": "the authors' computation",
-    "trl": "TRL's SFTTrainer (MLE rows only)",
-    "ours": "ours, preset paper-lora: the same sites as the authors'",
-    "ours_fixed": "ours, preset fixed",
-    "static": "generate, static batches",
-    "prompts": "the prompts",
+    "train/authors": "the authors' computation",
+    "train/ours": "ours, preset paper-lora: the same sites as the authors'",
+    "train/ours_fixed": "ours, preset fixed",
+    "train/trl": "TRL's SFTTrainer (MLE rows only)",
+    "scaling/length-64": "64 tokens of r̂",
+    "scaling/length-256": "256 tokens of r̂",
+    "scaling/length-1024": "1,024 tokens of r̂",
+    "scaling/triples-2": "2 triples a step",
+    "scaling/triples-4": "4 triples a step",
+    "scaling/triples-8": "8 triples a step",
+    "generate/static": "generate, static batches of 25",
+    "generate/ours": "ours",
+    "generate/prompts": "the prompts",
 }
+"""What `derta bench` measures, in the order of the page."""
 COLUMNS = {
     "triples": "triples a second",
     "tokens": "tokens a second",
@@ -70,14 +78,14 @@ def machine_line(kept: dict[str, Any]) -> str:
 def part_table(part: str, numbers: dict[str, dict[str, Any]]) -> nodes.table:
     """The numbers `part/row/column` as a table."""
     cells = {tuple(key.split("/")[1:]): Number(**value) for key, value in numbers.items() if key.startswith(f"{part}/")}
-    rows = list(dict.fromkeys(row for row, _ in cells))
+    rows = sorted({row for row, _ in cells}, key=lambda row: list(ROWS).index(f"{part}/{row}"))
     columns = [column for column in COLUMNS if any(column == name for _, name in cells)]
 
     def cell(row: str, column: str) -> str:
         number = cells.get((row, column))
         return str(Number(number.value, number.unit)) if number else "–"
 
-    body = [[ROWS.get(row, row.replace("-", " ")), *(cell(row, column) for column in columns)] for row in rows]
+    body = [[ROWS[f"{part}/{row}"], *(cell(row, column) for column in columns)] for row in rows]
     return table(["", *(COLUMNS[column] for column in columns)], body)
 
 
