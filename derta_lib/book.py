@@ -109,7 +109,7 @@ def execute(notebook: Path, parameters: Mapping[str, Value], folder: Path, progr
             f"{notebook.name}, cell [{error.exec_count}] (number {error.cell_index} of the file) failed with "
             f"{error.ename}: {' '.join(error.evalue.split())[:500]}; what ran is kept in {unfinished}."
         ) from None
-    except (CellControlSignal, DeadKernelError) as error:
+    except (CellControlSignal, DeadKernelError, RuntimeError) as error:  # RuntimeError: the kernel never answered
         reason = " ".join(str(error).split())[:300]
         raise DertaError(f"{notebook.name} stopped ({reason}); what ran is kept in {unfinished}.") from None
     check_executed(unfinished)
