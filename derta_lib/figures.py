@@ -48,7 +48,8 @@ def _curves(axes: Axes, frame: pd.DataFrame, column: str, steps_to: float | None
             rows = pd.concat([rows, rows.tail(1).assign(position=steps_to)])
         axes.plot(rows["position"], rows[column], color=colour, lw=2, drawstyle="steps-post" if stepped else "default")
         if {"low", "high"} <= set(rows):
-            band = rows["position"], rows["low"], rows["high"]
+            # a single item has no interval (None): no band there
+            band = rows["position"], rows["low"].astype(float), rows["high"].astype(float)
             axes.fill_between(*band, step="post" if stepped else None, color=colour, alpha=0.16, lw=0)
         ends.append((name, float(rows["position"].iloc[-1]), float(rows[column].iloc[-1])))
     end_labels(axes, ends)

@@ -157,3 +157,11 @@ def test_crowded_labels_do_not_cover_one_another():
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == len(points)
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+def test_a_curve_of_one_item_is_drawn_without_a_band():
+    rows = [("derta", position, 0.5, None, None) for position in (0, 1)]
+    figure = figures.refusal_by_position(pd.DataFrame(rows, columns=["method", "position", "mean", "low", "high"]))
+    (band,) = figure.axes[0].collections
+    assert all(len(path.vertices) == 0 for path in band.get_paths())
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [0.5, 0.5]
