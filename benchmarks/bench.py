@@ -25,6 +25,7 @@ from derta_lib import tree
 from derta_lib.attacks import build
 from derta_lib.corpus import concord
 from derta_lib.errors import DertaError, UsageError
+from derta_lib.experiment import with_twins
 from derta_lib.generation import LocalTarget, generate
 from derta_lib.models import REFERENCE, load_model, load_tokenizer
 from derta_lib.records import write_json
@@ -144,10 +145,7 @@ def attack_prompts(target: LocalTarget, crafts: int) -> list[list[int]]:
     PAIR's and AutoDAN's prompts are written by the models, so direct requests and prefilling stand in for them.
     """
     corpus = concord(0)
-    split = corpus.behaviours["test"]
-    harmful = [behaviour for behaviour in split if not behaviour.benign][:crafts]
-    twins = {behaviour.twin for behaviour in harmful}
-    asked = [*harmful, *(behaviour for behaviour in split if behaviour.id in twins)]
+    asked = with_twins(corpus.behaviours["test"], crafts)
     options = {"max_new_tokens": 1, "cut": target.chat.cut, "demonstrations": corpus.triples[:3], "k": 3}
     attacks = [build(name, **options) for name in ATTACKS]  # type: ignore[arg-type]
     return [target.chat.prompt_ids(one.prompt(b, 0)) for one in attacks for b in asked]  # type: ignore[attr-defined]

@@ -73,7 +73,7 @@ def execute(notebook: Path, parameters: Mapping[str, Value], folder: Path, progr
     notebook, cell and exception; what ran until then is kept in `unfinished/`.
     """
     import papermill
-    from nbclient.exceptions import CellControlSignal, DeadKernelError
+    from nbclient.exceptions import CellControlSignal
 
     stem, root = notebook.stem, notebook.parents[1]
     declared = read_parameters(notebook)
@@ -109,7 +109,7 @@ def execute(notebook: Path, parameters: Mapping[str, Value], folder: Path, progr
             f"{notebook.name}, cell [{error.exec_count}] (number {error.cell_index} of the file) failed with "
             f"{error.ename}: {' '.join(error.evalue.split())[:500]}; what ran is kept in {unfinished}."
         ) from None
-    except (CellControlSignal, DeadKernelError, RuntimeError) as error:  # RuntimeError: the kernel never answered
+    except (CellControlSignal, RuntimeError) as error:  # RuntimeError: the kernel died or never answered
         reason = " ".join(str(error).split())[:300]
         raise DertaError(f"{notebook.name} stopped ({reason}); what ran is kept in {unfinished}.") from None
     check_executed(unfinished)

@@ -3,6 +3,7 @@
 The notebooks share these few steps, so each stands alone and, run after another, finds what that one has made.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -39,6 +40,13 @@ def load_data(data: str, seed: int) -> Corpus:
     )
 
 
+def with_twins(behaviours: Sequence[Behaviour], count: int) -> tuple[Behaviour, ...]:
+    """The first `count` requests that are not benign, then their benign twins."""
+    asked = [b for b in behaviours if not b.benign][:count]
+    twins = {b.twin for b in asked}
+    return (*asked, *(b for b in behaviours if b.id in twins))
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What the notebooks' parameters say: `recipe` trains, `behaviours` crafts (and their twins) are attacked."""
@@ -66,9 +74,7 @@ class Experiment:
 
     def attacked(self, split: str = "test") -> tuple[Behaviour, ...]:
         """The first `behaviours` held-out requests of a split, each with its benign twin."""
-        asked = [b for b in self.corpus.behaviours[split] if not b.benign][: self.behaviours]
-        twins = {b.twin for b in asked}
-        return (*asked, *(b for b in self.corpus.behaviours[split] if b.id in twins))
+        return with_twins(self.corpus.behaviours[split], self.behaviours)
 
     def responses(self, checkpoint: str, attacks: list[str], split: str = "test") -> pd.DataFrame:
         """Judged responses of a checkpoint under `attacks` (columns: `evaluation.responses`)."""
