@@ -243,7 +243,8 @@ def bench(
 ) -> Results:
     """Measure all of it, print a table, and write `out`: numbers, every round's seconds, machine, date, request.
 
-    Training: steps of `triples` triples (8 have as many tokens as a micro-batch of the book), `rounds` rounds.
+    Training: steps of `triples` triples (8 have as many tokens as a micro-batch of the book), `rounds` rounds; scaling
+    takes three times as many, for its differences are smaller than what a shared machine varies by.
     Generation: six attacks on the test split's first `crafts` crafts and their twins, `new_tokens` tokens an answer,
     without warming up; a round takes over a minute.
 
@@ -254,7 +255,7 @@ def bench(
         raise UsageError(f"--device {device}: it is not here; give cpu, or cuda on a machine with an NVIDIA GPU.")
     request = {"model": model, "device": device, "triples": triples, "rounds": rounds}
     found = memory(model, device, triples)
-    parts = [training(model, device, triples, rounds), scaling(model, device, rounds)]
+    parts = [training(model, device, triples, rounds), scaling(model, device, 3 * rounds)]
     if model != contenders.LLAMA3_8B:
         parts.append(generation(device, rounds, crafts, new_tokens))
         request |= {"crafts": crafts, "new_tokens": new_tokens}
