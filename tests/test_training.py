@@ -216,7 +216,9 @@ def test_a_finished_run_is_not_repeated(folder: str, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(("share", "trained"), [(1.0, {0, 1}), (0.5, {1}), (0.1, {1})])
-def test_lora_trains_the_share_of_the_layers_from_the_last_one_down(folder: str, share: float, trained: set[int]) -> None:
+def test_lora_trains_the_share_of_the_layers_from_the_last_one_down(
+    folder: str, share: float, trained: set[int]
+) -> None:
     recipe = replace(RECIPE, lora_rank=2, lora_share=share)
     adapter = weights(train(folder, TRIPLES, PAIRS, recipe))
     layers = {int(name.split(".layers.")[1].split(".")[0]) for name in adapter}
