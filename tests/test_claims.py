@@ -176,7 +176,7 @@ def test_cards_hold_text_only_whatever_a_results_file_says():
 
 def test_the_papers_values_say_what_tells_them_apart():
     frame = claims.ledger({}).set_index("id")
-    assert frame.loc["dpo-pair", "paper"] == "dpo: 72.0 %; derta: 24.0 %"
-    assert frame.loc["both-white-box", "paper"] == "RTO only: 8.5 %; derta: 3.0 %"
+    assert frame.loc["dpo-pair", "paper"] == "DPO: 72.0 %; DeRTa: 24.0 %"
+    assert frame.loc["both-white-box", "paper"] == "RTO only: 8.5 %; DeRTa: 3.0 %"
     assert frame.loc["first-5-llama3-8b-instruct", "paper"] == "99.5 %"
     assert not frame["statement"].str.contains("_avg|vanilla-|_prefix").any()
