@@ -348,3 +348,11 @@ def test_the_books_explorer_has_data_and_answers(browser, book):
     assert scripts == [True, True]
     elsewhere = (BOOK / next(page for page in PAGES if page.endswith("claims.html"))).read_text(encoding="utf-8")
     assert "explorer-data" not in elsewhere, "only the explorer's own page loads its data"
+
+
+@needs_book
+def test_paper_is_light_whatever_the_theme(browser, book):
+    open_page(browser, f"{book}search.html", theme="dark")
+    said = "return document.documentElement.dataset.theme"
+    assert browser.execute_script(f"dispatchEvent(new Event('beforeprint')); {said}") == "light"
+    assert browser.execute_script(f"dispatchEvent(new Event('afterprint')); {said}") == "dark"
