@@ -18,6 +18,7 @@ from derta_lib import paper
 from derta_lib.errors import DertaError
 from derta_lib.results import Number, Results
 from derta_lib.stats import combine
+from derta_lib.style import in_words
 
 REPRODUCED = "reproduced on the authors' generations"
 SAME_DIRECTION = "same direction at small scale"
@@ -26,8 +27,8 @@ NOT_TESTED = "not tested at this scale"
 VERDICTS = (REPRODUCED, SAME_DIRECTION, NOT_REPRODUCED, NOT_TESTED)
 
 RELEASE_GAP = "The authors' own responses, scored by an offline judge instead of by hand."
-SMALL_GAP = "A 135M-parameter model with few steps on fictional crafts, instead of 7B to 70B on real requests."
-UNRELEASED_GAP = "The authors released no responses for this cell, and the absolute value depends on the model."
+SMALL_GAP = "This run's own model after few steps on fictional crafts, instead of 7B to 70B on real requests."
+UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 
 BLACK_BOX = ("CodeAttack", "PAIR", "JailbreakChat", "SelfCipher")
 GROUPS = {
@@ -86,9 +87,10 @@ class Rule:
 
     def words(self) -> str:
         difference = " minus ".join(filter(None, (self.ours, self.other)))
+        limit = f"{self.limit * 100:g} {'points' if self.other else '%'}"
         return {
-            "below": f"{difference} below {self.limit * 100:g} %, whole interval",
-            "at_least": f"{difference} at least {self.limit * 100:g} %, whole interval",
+            "below": f"{difference} below {limit}, whole interval",
+            "at_least": f"{difference} at least {limit}, whole interval",
             "lower_than": f"{self.ours} lower than {self.other}, whole interval of the difference",
             "lowers_more": f"drop from {self.ours} to {self.to} larger than from {self.other} to {self.other_to}, "
             "whole interval of the difference",
@@ -101,7 +103,8 @@ class Claim:
     """A claim of the paper; `kind` is 'statement' or 'cell'.
 
     `paper` refers to the paper's values (`table[column=value;column=value].column`); `release` and `small` are the
-    rules for the authors' generations and for this run's own models; `gap` says how far the two are from the paper.
+    rules for the authors' generations and for this run's own models; `gap` says how far they are from the paper, where
+    that is not what it is for all of them.
     """
 
     id: str
@@ -183,7 +186,7 @@ def verdict(claim: Claim, results: Results) -> tuple[str, str]:
             return positive if holds else NOT_REPRODUCED, f"rule: {rule.words()}"
         reasons.append(f"rule: {rule.words()}; the interval leaves it open")
     rule = claim.release or claim.small
-    return NOT_TESTED, "; ".join(reasons) or (f"rule: {rule.words()}" if rule else "no measurement here bears on it")
+    return NOT_TESTED, "; ".join(reasons) or (f"rule: {rule.words()}; not measured" if rule else "no rule applies")
 
 
 def _ours(claim: Claim, results: Results) -> str:
@@ -192,16 +195,20 @@ def _ours(claim: Claim, results: Results) -> str:
     return "; ".join(said) or "–"
 
 
+def _gap(claim: Claim, results: Results) -> str:
+    """How far from the paper the numbers are that this run has for a claim."""
+    gaps = ((claim.release, RELEASE_GAP), (claim.small, SMALL_GAP))
+    return " ".join(text for rule, text in gaps if rule and _terms(rule, results)) or UNMEASURED_GAP
+
+
 def ledger(results: Results) -> pd.DataFrame:
     """One row a claim: id, kind, where, statement, paper, ours, gap, verdict, why (the rule in words)."""
     rows = []
     for claim in all_claims():
         said, why = verdict(claim, results)
         printed = "; ".join(_printed(claim.paper)) or "in words only"
-        gap = UNRELEASED_GAP if claim.kind == "cell" and said == NOT_TESTED else claim.gap
-        rows.append(
-            (claim.id, claim.kind, claim.where, claim.statement, printed, _ours(claim, results), gap, said, why)
-        )
+        ours, gap = _ours(claim, results), claim.gap or _gap(claim, results)
+        rows.append((claim.id, claim.kind, claim.where, claim.statement, printed, ours, gap, said, why))
     return pd.DataFrame(rows, columns=["id", "kind", "where", "statement", "paper", "ours", "gap", "verdict", "why"])
 
 
@@ -211,7 +218,7 @@ def _printed(references: Sequence[str]) -> list[str]:
     said = []
     for reference, words in zip(references, parts, strict=True):
         apart = [w for i, w in enumerate(words) if any(other[i] != w for other in parts)]
-        lead = f"{', '.join(paper.WORDS.get(w, w) for w in apart)}: " if apart else ""
+        lead = f"{', '.join(in_words(word) for word in apart)}: " if apart else ""
         said.append(f"{lead}{paper_value(reference)} %")
     return said
 
@@ -237,10 +244,7 @@ def _read(row: dict[str, Any]) -> Claim:
     if unknown := sorted(set(row) - known):
         raise DertaError(f"claims.json, claim '{row.get('id')}': unknown field '{unknown[0]}'.")
     rules = {name: Rule(**row[name]) for name in ("release", "small") if name in row}
-    gap = row.get("gap") or " ".join(
-        text for name, text in (("release", RELEASE_GAP), ("small", SMALL_GAP)) if name in rules
-    )
-    return Claim(**(row | rules | {"paper": tuple(row.get("paper", ())), "gap": gap}))
+    return Claim(**(row | rules | {"paper": tuple(row.get("paper", ()))}))
 
 
 def _cells() -> list[Claim]:
@@ -250,8 +254,8 @@ def _cells() -> list[Claim]:
     def cell(where: str, reference: str, statement: str, key: str) -> None:
         name = re.sub(r"[^a-z0-9+-]+", "_", f"{where}_{statement}".lower())
         rule = Rule("within", key, points=CELL_POINTS) if key else None
-        statement = re.sub(r"[^\s,:]+", lambda word: paper.WORDS.get(word[0], word[0]), statement)
-        cells.append(Claim(name, where, statement, (reference,), rule, None, RELEASE_GAP, "cell"))
+        statement = re.sub(r"[^\s,:]+", lambda word: in_words(word[0]), statement)
+        cells.append(Claim(name, where, statement, (reference,), rule, kind="cell"))
 
     wide = paper.table("table2_main_results")
     for _, row in wide.iterrows():

@@ -1,7 +1,7 @@
 """The book's figures, and for each a text alternative computed from the same data.
 
 Every function takes a pandas frame (columns in its docstring) and returns a matplotlib Figure whose label is its
-text alternative: `figure.get_label()`, also to be had without drawing as `<name>_alt(frame)`. Rates are shares from
+text alternative: `figure.get_label()`, also to be had without drawing from `<name>_alt`. Rates are shares from
 0 to 1; `low` and `high` bound the 95 % interval. `Run.figure` puts figure and alternative into a page.
 """
 
@@ -203,27 +203,27 @@ def trade_off(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def rates_alt(frame: pd.DataFrame) -> str:
+def rates_alt(frame: pd.DataFrame, what: str) -> str:
     parts = []
     for attack in dict.fromkeys(frame["attack"]):
         rows = frame[frame["attack"] == attack].set_index("method")
         said = ", ".join(f"{METHODS[name].label} {_interval(rows.loc[name])}" for name in METHODS if name in rows.index)
         parts.append(f"{in_words(attack)}: {said}")
-    return "Points with 95 % intervals, by attack. " + "; ".join(parts) + "."
+    return f"Points with 95 % intervals: {what}, by attack. {'; '.join(parts)}."
 
 
 @book_figure(("attack", "method", "value", "low", "high"), rates_alt)
-def rates(frame: pd.DataFrame) -> Figure:
+def rates(frame: pd.DataFrame, what: str) -> Figure:
     """A rate by attack and method (Table 4, Figure 5): points with intervals, grouped by attack.
 
-    Columns: attack (or whatever groups the rows), method, value, low, high (0 to 1); n if known.
+    Columns: attack (or whatever groups the rows), method, value, low, high (0 to 1); n if known. `what` names the rate.
     """
     methods_in(frame)
     rows: list[tuple[str, pd.Series | None]] = []
     for attack in dict.fromkeys(frame["attack"]):
         group = frame[frame["attack"] == attack].set_index("method")
         rows += [(attack, None)] + [(name, group.loc[name]) for name in METHODS if name in group.index]
-    figure, (axes,) = canvas(0.7 + 0.21 * len(rows))
+    figure, (axes,) = canvas(0.9 + 0.21 * len(rows))
     for level, (name, row) in enumerate(rows):
         if row is None:
             axes.text(-0.02, level, in_words(name), weight="bold", va="center")
@@ -243,6 +243,7 @@ def rates(frame: pd.DataFrame) -> Figure:
             color=text_colour(name),
         )
     row_axes(axes, len(rows), (-0.03, 1.03))
+    axes.set_xlabel(what)
     return figure
 
 

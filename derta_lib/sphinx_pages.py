@@ -58,7 +58,13 @@ class Claims(SphinxDirective):
         ]
         shown.append(nodes.rubric("", "Cell by cell"))
         head = Summary("", f"{len(cells)} cells of the paper's tables and figures")
-        shown.append(Details("", head, table(["cell", "paper", "ours", "verdict"], cells), classes=["derta-claim"]))
+        rule = nodes.paragraph(
+            "",
+            "A cell is reproduced where the paper's value lies within our interval, widened by "
+            f"{claims.CELL_POINTS:g} points; it is not tested where the authors released no responses.",
+        )
+        body = table(["cell", "paper", "ours", "verdict"], cells)
+        shown.append(Details("", head, rule, body, classes=["derta-claim"]))
         return shown
 
 

@@ -116,6 +116,7 @@ def provenance(manifest: dict[str, Any], page: str) -> str:
     for name, part in chosen.items():
         where, commit = part["environment"], part["environment"]["git"]
         sha = commit["sha"][:12] if commit["sha"] else "outside a git checkout"
+        threads = f", {where['threads']} threads" if where["threads"] else ""  # a notebook without torch asks for none
         versions = [f"{package} {version}" for package, version in where["versions"].items() if version]
         seeds = [
             str(value) if key == "seed" else f"{key} {value}"
@@ -126,7 +127,7 @@ def provenance(manifest: dict[str, Any], page: str) -> str:
             "git commit": sha + (" with uncommitted changes" if commit["dirty"] else ""),
             "seed": ", ".join(seeds) or "none",
             "executed": f"{part['started']}, in {part['seconds']:.0f} s",
-            "hardware": f"{where['gpu'] or where['cpu']}, {where['cores']} cores, {where['threads']} threads",
+            "hardware": f"{where['gpu'] or where['cpu']}, {where['cores']} cores{threads}",
             "software": f"Python {where['python']}; {'; '.join(versions)}",
             "parameters": ", ".join(
                 f"{key}: {_said(default)} → {_said(used)}" if default != used else f"{key}: {_said(used)}"

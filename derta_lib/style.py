@@ -87,12 +87,12 @@ def svg(figure: Figure) -> str:
     return out.getvalue()
 
 
-def book_figure(needs: Sequence[str], alt: Callable[[pd.DataFrame], str]) -> Callable:
+def book_figure(needs: Sequence[str], alt: Callable[..., str]) -> Callable:
     """Check the frame, draw in the book's style, and attach the text alternative."""
 
-    def decorate(draw: Callable[[pd.DataFrame], Figure]) -> Callable[[pd.DataFrame], Figure]:
+    def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @wraps(draw)
-        def drawn(frame: pd.DataFrame) -> Figure:
+        def drawn(frame: pd.DataFrame, *words: str) -> Figure:
             if missing := [name for name in needs if name not in frame]:
                 raise DertaError(
                     f"{draw.__name__}: the frame lacks the column '{missing[0]}'; it needs {', '.join(needs)}."
@@ -100,8 +100,8 @@ def book_figure(needs: Sequence[str], alt: Callable[[pd.DataFrame], str]) -> Cal
             if frame.empty:
                 raise DertaError(f"{draw.__name__}: the frame is empty, so there is nothing to draw.")
             with matplotlib.rc_context(STYLE):
-                figure = draw(frame)
-            figure.set_label(alt(frame))
+                figure = draw(frame, *words)
+            figure.set_label(alt(frame, *words))
             return figure
 
         return drawn

@@ -196,8 +196,13 @@ def test_explorer_works_by_mouse(page):
     assert text(page, '[data-method="vanilla"] .says') == "Sorry, said by vanilla. [16]"
     p = demo_records()[5 + METHODS.index("derta")]["p_refusal"][16]
     assert f"P(refusal) after 16 tokens: {round(100 * p)} %" in text(page, '[data-method="derta"] .chance')
+    assert page.switch_to.active_element.get_attribute("data-index") == "15"
+    assert text(page, "[role=status]").startswith("After 16 tokens of the harmful response: ")
     page.find_element("css selector", 'input[value="base"]').click()
     assert len(page.find_elements("css selector", ".panel")) == len(METHODS) - 1
+    for box in page.find_elements("css selector", ".controls input:checked"):
+        box.click()
+    assert text(page, ".panels") == "Choose a method above."
 
 
 def test_explorer_works_by_keyboard_and_speaks(page):
@@ -218,6 +223,7 @@ def test_explorer_works_by_keyboard_and_speaks(page):
     assert text(page, "[role=status]").startswith("untuned, token 3 of 40, “word2”: 14 %")  # exp(-2)
     press(Keys.END, Keys.ENTER)
     assert "after 40 of 40 tokens" in text(page, "label[for=explorer-depth]")
+    assert text(page, "[role=status]").startswith("After 40 tokens of the harmful response: untuned")
     press(Keys.TAB)
     assert page.switch_to.active_element.get_attribute("class") == "says"
     assert text(page, ".says") == "Sorry, said by base. [40]"
@@ -342,3 +348,11 @@ def test_the_books_explorer_has_data_and_answers(browser, book):
     assert scripts == [True, True]
     elsewhere = (BOOK / next(page for page in PAGES if page.endswith("claims.html"))).read_text(encoding="utf-8")
     assert "explorer-data" not in elsewhere, "only the explorer's own page loads its data"
+
+
+@needs_book
+def test_paper_is_light_whatever_the_theme(browser, book):
+    open_page(browser, f"{book}search.html", theme="dark")
+    said = "return document.documentElement.dataset.theme"
+    assert browser.execute_script(f"dispatchEvent(new Event('beforeprint')); {said}") == "light"
+    assert browser.execute_script(f"dispatchEvent(new Event('afterprint')); {said}") == "dark"

@@ -142,10 +142,11 @@ def test_claims_are_well_formed():
     every = claims.all_claims()
     assert len({claim.id for claim in every}) == len(every)
     assert all(re.fullmatch(r"[a-z0-9_+-]+", claim.id) for claim in every)
-    assert all(claim.gap for claim in every)
     assert all(claim.release is None or claim.release.ours.startswith("release/") for claim in every)
     assert all(claim.small is None or not claim.small.ours.startswith("release/") for claim in every)
-    assert set(claims.ledger({})["verdict"]) == {NOT_TESTED}
+    unmeasured = claims.ledger({})
+    assert set(unmeasured["verdict"]) == {NOT_TESTED}
+    assert set(unmeasured["gap"]) == {claims.UNMEASURED_GAP} | {claim.gap for claim in every if claim.gap}
 
 
 @pytest.mark.parametrize(
@@ -175,7 +176,7 @@ def test_cards_hold_text_only_whatever_a_results_file_says():
 
 def test_the_papers_values_say_what_tells_them_apart():
     frame = claims.ledger({}).set_index("id")
-    assert frame.loc["dpo-pair", "paper"] == "dpo: 72.0 %; derta: 24.0 %"
-    assert frame.loc["both-white-box", "paper"] == "RTO only: 8.5 %; derta: 3.0 %"
+    assert frame.loc["dpo-pair", "paper"] == "DPO: 72.0 %; DeRTa: 24.0 %"
+    assert frame.loc["both-white-box", "paper"] == "RTO only: 8.5 %; DeRTa: 3.0 %"
     assert frame.loc["first-5-llama3-8b-instruct", "paper"] == "99.5 %"
     assert not frame["statement"].str.contains("_avg|vanilla-|_prefix").any()

@@ -90,23 +90,26 @@ FIGURES = {
                                    "DeRTa: 39 % by token 1, 57 % by token 10, 57 % by token 50, 83 % by token 100"]),
     "refusal_by_position": (PROBABILITIES, ["DeRTa: 90 % before token 1, 80 % on average, 70 % after 1 tokens"]),
     "attack_heatmap": (RATES, ["vanilla: direct 5 %", "DeRTa: direct 0 %, PAIR 10 %"]),
-    "rates": (RATES, ["direct: vanilla 5 % (1 to 20, n = 20), DeRTa 0 % (0 to 16, n = 20)"]),
+    "rates": (RATES, ["95 % intervals: attack success, by attack",
+                      "direct: vanilla 5 % (1 to 20, n = 20), DeRTa 0 % (0 to 16, n = 20)"]),
     "trade_off": (POINTS, ["keep 15 %: 4 % attack success, 5 % of benign twins refused"]),
     "compare_to_paper": (PAPER, ["within our 95 % interval in 1", "mean absolute difference is 9.0 points",
                                  "largest is 16.0 points (8B, DeRTa, PAIR)"]),
     "training_curves": (TRAINING, ["DeRTa, MLE: 2.50 at step 1, 0.50 at step 9", "DeRTa, RTO: 4.00 at step 1"]),
 }  # fmt: skip
+SAID = {"rates": ["attack success"]}  # what a figure is told beside its frame
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_text_alternative_says_the_data_and_the_svg_is_deterministic(name, tmp_path):
     frame, phrases = FIGURES[name]
-    draw, alternative = getattr(figures, name), getattr(figures, f"{name}_alt")(frame)
+    said = SAID.get(name, [])
+    draw, alternative = getattr(figures, name), getattr(figures, f"{name}_alt")(frame, *said)
     for phrase in phrases:
         assert phrase in alternative
     texts = []
     for attempt in ("a", "b"):
-        figure = draw(frame)
+        figure = draw(frame, *said)
         assert figure.get_label() == alternative
         run = open_run("test", str(tmp_path / attempt), {})
         assert html.escape(alternative) in run.figure(name, figure, frame).markup

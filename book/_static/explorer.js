@@ -53,9 +53,11 @@
       return node;
     }
 
-    function choose(depthIndex) {
+    // The panels are drawn anew: where the choice was made in `name`'s strip, the focus goes back to its token.
+    function choose(depthIndex, name = "") {
       state.depth = Math.max(0, Math.min(query().depths.length - 1, depthIndex));
       draw();
+      if (name) panels.querySelector(`[data-method="${name}"] [data-index="${state.token}"]`).focus({ preventScroll: true });
       const depth = query().depths[state.depth];
       status.textContent = `After ${depth} tokens of the harmful response: ` +
         methods().map(({ name, label }) => `${label} ${chance(name, depth)}`).join(", ");
@@ -95,7 +97,7 @@
       const nearest = (index) =>
         depths.reduce((best, d, at) => (Math.abs(d - index) < Math.abs(depths[best] - index) ? at : best), 0);
       strip.addEventListener("click", (event) => {
-        if ("index" in event.target.dataset) choose(nearest(Number(event.target.dataset.index)));
+        if ("index" in event.target.dataset) choose(nearest(Number(event.target.dataset.index)), name);
       });
       strip.addEventListener("keydown", (event) => {
         const last = tokens.length - 1;
@@ -105,8 +107,7 @@
           strip.children[Math.max(0, Math.min(last, moves[event.key]))].focus();
         } else if (event.key === "Enter" || event.key === " ") {
           event.preventDefault();
-          choose(nearest(state.token));
-          panels.querySelector(`[data-method="${name}"] [data-index="${state.token}"]`).focus();
+          choose(nearest(state.token), name);
         }
       });
       const box = element("section", { className: "panel" },
@@ -129,7 +130,8 @@
       slider.setAttribute("aria-valuetext", `${depth} of ${tokens.length} tokens`);
       depthLabel.textContent = `Depth: the model goes on after ${depth} of ${tokens.length} tokens of a harmful response`;
       asked.textContent = text;
-      panels.replaceChildren(...methods().map(panel));
+      const drawn = methods().map(panel);
+      panels.replaceChildren(...(drawn.length ? drawn : [element("p", { textContent: "Choose a method above." })]));
     }
 
     choice.addEventListener("change", () => {
