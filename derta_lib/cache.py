@@ -19,6 +19,8 @@ Eager = Callable[..., Any]
 
 SLACK = 512
 """Columns that a bin may waste on a row that joins it; a bin of its own would cost more in small operations."""
+SHORT = 64
+"""Fewer shared ids than this are held by each row: products of their own would cost more than they save."""
 ROOM = 64
 """Columns for new tokens that a bin makes at once."""
 
@@ -69,7 +71,10 @@ def plan_bins(prompts: Sequence[Sequence[int]], most_columns: int, most_prompts:
     numbers = sorted(range(len(prompts)), key=place)
     neighbours = joined(Plan((i,), tuple(prompts[i]), len(prompts[i])) for i in numbers)
     alike = joined(sorted(neighbours, key=lambda plan: plan.longest - len(plan.shared)))
-    ordered = (Plan(tuple(sorted(plan.prompts, key=place)), plan.shared, plan.longest) for plan in alike)
+    ordered = (
+        Plan(tuple(sorted(plan.prompts, key=place)), plan.shared if len(plan.shared) >= SHORT else (), plan.longest)
+        for plan in alike
+    )
     return sorted(ordered, key=lambda plan: place(plan.prompts[0]))
 
 
@@ -144,12 +149,15 @@ class Bin:
         groups, rows, columns, size = keys.shape
         heads = query.shape[1] // groups
         asked = (query * scaling).view(rows, groups, heads, size).transpose(0, 1)
-        of_first = torch.bmm(asked.reshape(groups, rows * heads, size), first_keys.mT)
-        of_own = torch.bmm(asked.reshape(groups * rows, heads, size), keys.flatten(0, 1).mT)
-        scores = [of_first.view(groups, rows, heads, self.width), of_own.view(groups, rows, heads, columns)]
-        for_first, for_own = (torch.cat(scores, -1) + mask).softmax(-1).split([self.width, columns], -1)
-        output = torch.bmm(for_first.reshape(groups, rows * heads, self.width), first_values).flatten()
-        output += torch.bmm(for_own.reshape(groups * rows, heads, columns), values.flatten(0, 1)).flatten()
+        scores = torch.bmm(asked.reshape(groups * rows, heads, size), keys.flatten(0, 1).mT)
+        scores = scores.view(groups, rows, heads, columns)
+        if self.width:
+            of_first = torch.bmm(asked.reshape(groups, rows * heads, size), first_keys.mT)
+            scores = torch.cat([of_first.view(groups, rows, heads, self.width), scores], -1)
+        for_first, for_own = scores.add_(mask).softmax(-1).split([self.width, columns], -1)
+        output = torch.bmm(for_own.reshape(groups * rows, heads, columns), values.flatten(0, 1)).flatten()
+        if self.width:
+            output += torch.bmm(for_first.reshape(groups, rows * heads, self.width), first_values).flatten()
         return output.view(groups, rows, heads, -1).transpose(0, 1).reshape(rows, 1, groups * heads, -1)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:

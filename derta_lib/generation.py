@@ -14,7 +14,7 @@ from derta_lib.models import load_model, load_tokenizer
 from derta_lib.tree import Row, Site, hidden_states, pack, use_tree_attention
 
 T = TypeVar("T")
-PACK_TOKENS = 4096
+PACK_TOKENS = 8192
 """Tokens of prompts computed in one forward pass."""
 CACHE_TOKENS = 48 * 1024
 """Columns of the key-value cache over all rows that decode together."""

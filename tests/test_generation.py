@@ -82,6 +82,7 @@ def families_of_prompts() -> list[list[int]]:
 
 def test_bins_share_starts_and_have_like_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "SLACK", 8)
+    monkeypatch.setattr(cache, "SHORT", 20)
     asked = families_of_prompts()
     bins = plan_bins(asked, 2048, 100)
     assert sorted(number for plan in bins for number in plan.prompts) == list(range(len(asked)))
@@ -93,20 +94,22 @@ def test_bins_share_starts_and_have_like_lengths(monkeypatch: pytest.MonkeyPatch
     assert any(many >= 6 and shared and columns < 160 for many, shared, columns in kinds)  # the long start
     assert any(many >= 6 and not shared and columns < 120 for many, shared, columns in kinds)  # short prompts
     assert any(many == 1 for many, *_ in kinds)
+    assert all(not plan.shared or len(plan.shared) >= 20 for plan in bins)
     assert sum(plan.columns for plan in bins) < sum(map(len, asked)) / 1.5
     assert max(len(plan.prompts) for plan in plan_bins(asked, 2048, 3)) == 3
 
 
-@pytest.mark.parametrize("slack", [0, 8, 10_000])
+@pytest.mark.parametrize(("slack", "short"), [(0, 0), (8, 20), (8, 64), (10_000, 0)])
 @pytest.mark.parametrize(
     ("family", "attention"),
     [("llama", None), ("mistral", None), ("qwen2", "eager"), ("gemma2", None), ("granite", None)],
 )
 def test_bins_of_every_kind_decode_as_generate_does(
-    family: str, attention: str | None, slack: int, monkeypatch: pytest.MonkeyPatch
+    family: str, attention: str | None, slack: int, short: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A prompt to a bin, bins as they come, all in one; rows of a bin end at different steps, and room is added."""
     monkeypatch.setattr(cache, "SLACK", slack)
+    monkeypatch.setattr(cache, "SHORT", short)
     monkeypatch.setattr(cache, "ROOM", 3)
     plain, model = tiny(family, attention), tiny(family, attention)
     use_tree_attention(model)
