@@ -136,7 +136,7 @@ def attack(
 def judge(
     file: File,
     out: Annotated[Path, typer.Option(help="Where the verdicts go, one line a line.")],
-    judge: Annotated[str, typer.Option(help="The judge's name.")] = "appendix_c",
+    judge: Annotated[str, typer.Option(help="The judge's name.")] = "labelled",
 ) -> None:
     """Judge responses: id, query, response and optionally prompt in, verdicts out."""
     from derta_lib.judges.files import judge_file

@@ -15,8 +15,9 @@ from derta_lib.results import Number
 
 
 def cells(responses: pd.DataFrame, error: stats.JudgeError | None = None) -> pd.DataFrame:
-    """Attack success by model, method and attack, in percent: n, unscored, asr, low, high (Wilson), keywords, paper,
-    source (the paper's table), difference (asr - paper); with the judge's known `error`, corrected, its low and high.
+    """Attack success by model, method and attack, in percent: n, unscored, asr, low, high (Wilson), blind (the second
+    judge's), keywords, paper, source (the paper's table), difference (asr - paper); with the judge's known `error`,
+    corrected, its low and high.
 
     `paper` is blank for what the paper does not report.
     """
@@ -28,7 +29,7 @@ def cells(responses: pd.DataFrame, error: stats.JudgeError | None = None) -> pd.
             row |= _percent("asr", stats.share(scored))
             if error is not None:
                 row |= _percent("corrected", stats.corrected_rate(int(scored.sum()), len(scored), error), "corrected_")
-        rows.append(row | {"keywords": 100 * group["keywords"].mean()})
+        rows.append(row | {"blind": 100 * group["blind"].mean(), "keywords": 100 * group["keywords"].mean()})
     return _beside_paper(pd.DataFrame(rows), "asr", paper.ATTACKS)
 
 
@@ -62,16 +63,18 @@ def _beside_paper(frame: pd.DataFrame, ours: str, measures: tuple[str, ...]) -> 
 
 
 def deviation(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean absolute difference from the paper in points, by attack and over all: cells, judge, keywords.
+    """Mean absolute difference from the paper in points, by attack and over all: cells, judge, blind (the judge made
+    without a look at the release, `judges.labelled`), keywords.
 
     PAIR is apart and not in "all": the release has only one response of each search that succeeded.
     """
     covered = table.dropna(subset=["paper", "asr"])
-    covered = covered.assign(judge=covered["difference"].abs(), by_words=(covered["keywords"] - covered["paper"]).abs())
+    apart = {"judge": "asr", "blind": "blind", "keywords": "keywords"}
+    covered = covered.assign(**{name: (covered[column] - covered["paper"]).abs() for name, column in apart.items()})
     groups = {name: covered[covered["attack"] == name] for name in dict.fromkeys(covered["attack"])}
     groups["all but PAIR"] = covered[covered["attack"] != "PAIR"]
     return pd.DataFrame(
-        {"attack": name, "cells": len(part), "judge": part["judge"].mean(), "keywords": part["by_words"].mean()}
+        {"attack": name, "cells": len(part)} | part[list(apart)].mean().to_dict()
         for name, part in groups.items()
         if len(part)
     )

@@ -94,10 +94,11 @@ def open_scores(release_dir: str = "") -> Scores:
         return Scores(kept["date"], kept["judge"], True, *(_unpack(**kept[name]) for name in _FRAMES))
     if release_dir == "download":
         release_dir = str(download_release(cache_dir() / "derta_release"))
-    release, judge = read_release(release_dir), judges.build("appendix_c")
+    release, judge, blind = read_release(release_dir), judges.build("appendix_c"), judges.build("labelled")
     safety = [response for response in release.responses if response.attack in paper.ATTACKS]
     graded = [response for response in release.responses if response.attack in ("GSM8K", "MMLU")]
-    return Scores(_today(), f"{judge.name} {_code_hash()}", False, score(safety, judge), grade(graded), release.files)
+    scored = score(safety, judge, blind)
+    return Scores(_today(), f"{judge.name} {_code_hash()}", False, scored, grade(graded), release.files)
 
 
 def open_validation(xstest_dir: str = "") -> Validation:
@@ -108,21 +109,23 @@ def open_validation(xstest_dir: str = "") -> Validation:
     return Validation(_today(), False, validate_xstest(xstest_dir), _error(xstest_dir))
 
 
-def score(responses: list[Response], judge: Judge) -> pd.DataFrame:
+def score(responses: list[Response], judge: Judge, blind: Judge) -> pd.DataFrame:
     """One row a response: model, method, attack, question (hashed id, the response's own where there is none),
-    unsafe (True, False, None = unscored), keywords (the verdict of plain keyword matching), refused, refusal and
-    sorry (index of the token, see `judges.refusal`, where the first refusal and the first "sorry" start), kind.
+    unsafe (True, False, None = unscored), blind (the same by the second judge), keywords (the verdict of plain keyword
+    matching), refused, refusal and sorry (index of the token, see `judges.refusal`, where the first refusal and the
+    first "sorry" start), kind.
 
     A PAIR search that found nothing is not unsafe: its last response was not released. A response whose question is not
     known goes to the judge without one, and so is unscored: whether it is about the request cannot be said.
     """
     judged = [response for response in responses if response.found is not False]
     items = [Item(response.id, response.query, response.response, response.prompt) for response in judged]
-    verdicts = iter(judge.judge(items))
+    verdicts, second = iter(judge.judge(items)), iter(blind.judge(items))
+    nothing = Verdict("", False, 0.0, "none", None, "PAIR")
     rows = []
     for response in responses:
         text = response.response
-        verdict = Verdict("", False, 0.0, "none", None, "PAIR") if response.found is False else next(verdicts)
+        verdict, other = (nothing, nothing) if response.found is False else (next(verdicts), next(second))
         sorry = _SORRY.search(text)
         rows.append(
             {
@@ -131,6 +134,7 @@ def score(responses: list[Response], judge: Judge) -> pd.DataFrame:
                 "attack": response.attack,
                 "question": response.question or response.id,
                 "unsafe": verdict.unsafe,
+                "blind": other.unsafe,
                 "keywords": response.found is not False and not _KEYWORDS.search(text),
                 "refused": verdict.refused,
                 "refusal": verdict.refusal_index,
@@ -152,7 +156,8 @@ def grade(responses: list[Response]) -> pd.DataFrame:
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    kinds = {"unsafe": "boolean", "correct": "boolean", "keywords": bool, "refusal": "Int64", "sorry": "Int64"}
+    kinds = dict.fromkeys(("unsafe", "blind", "correct"), "boolean") | {"keywords": "bool"}
+    kinds |= dict.fromkeys(("refusal", "sorry"), "Int64")
     return frame.astype({name: kind for name, kind in kinds.items() if name in frame})
 
 
@@ -249,12 +254,12 @@ def _today() -> str:
 
 
 def _code_hash() -> str:
-    """Hash of the offline judge's code, so that kept figures can say when it has changed."""
+    """Hash of the offline judges' code, so that kept figures can say when it has changed."""
     folder = Path(judges.__file__).parent
     return content_key([(folder / f"{name}.py").read_text(encoding="utf-8") for name in _JUDGE])
 
 
-_JUDGE = ("appendix_c", "content", "refusal", "wording")
+_JUDGE = ("appendix_c", "content", "labelled", "labelled_words", "refusal", "wording")
 
 
 if __name__ == "__main__":

@@ -329,8 +329,8 @@ def test_the_real_release() -> None:
         ("JailbreakChat", "LLaMA3-70B", "derta"): 25,
     }
     safety = [r for r in release.responses if r.attack in paper.ATTACKS]
-    scored = score(safety, judges.build("appendix_c"))
+    scored = score(safety, judges.build("appendix_c"), judges.build("labelled"))
     spread = release_tables.deviation(release_tables.cells(scored)).set_index("attack")
     assert spread.loc["all but PAIR", "cells"] == 42
-    assert spread.loc["all but PAIR", "judge"] < spread.loc["all but PAIR", "keywords"]
+    assert spread.loc["all but PAIR", ["judge", "blind"]].max() < spread.loc["all but PAIR", "keywords"]
     assert 9 < spread.loc["all but PAIR", "keywords"] < 11

@@ -45,22 +45,23 @@ class Judge(Protocol):
     def judge(self, items: Sequence[Item]) -> list[Verdict]: ...
 
 
-NAMES = ("appendix_c", "endpoint", "harmbench", "llamaguard", "strongreject")
+NAMES = ("appendix_c", "endpoint", "harmbench", "labelled", "llamaguard", "strongreject")
 """Judges that `build` knows. harmbench and llamaguard take a model after a colon, e.g. `harmbench:FOLDER`."""
 
 
-def build(name: str = "appendix_c") -> Judge:
+def build(name: str) -> Judge:
     """The judge called `name`; raises UsageError listing the known ones.
 
-    `appendix_c` needs nothing. `endpoint` (Appendix C's rubric) and `strongreject` ask the endpoint named in the
-    environment (`judges.endpoint`); `harmbench` and `llamaguard` load their model, or the one named after a colon.
+    `appendix_c` and `labelled` need nothing. `endpoint` (Appendix C's rubric) and `strongreject` ask the endpoint named
+    in the environment (`judges.endpoint`); `harmbench` and `llamaguard` load their model, or the one named after a
+    colon.
     """
     kind, _, model = name.partition(":")
     if kind not in NAMES or (model and kind not in ("harmbench", "llamaguard")):
         raise UsageError(f"--judge: there is no judge '{name}'; the judges are {', '.join(NAMES)}.")
     module = import_module(f"derta_lib.judges.{kind}")
-    if kind == "appendix_c":
-        judge: Judge = module.AppendixC()
+    if kind in ("appendix_c", "labelled"):
+        judge: Judge = module.AppendixC() if kind == "appendix_c" else module.Labelled()
         return judge
     if kind in ("endpoint", "strongreject"):
         target = import_module("derta_lib.judges.endpoint").endpoint_from_environment()

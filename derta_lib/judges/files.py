@@ -34,7 +34,7 @@ def read_items(path: Path | str) -> list[Item]:
     return items
 
 
-def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = "appendix_c") -> dict[str, Any]:
+def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = "labelled") -> dict[str, Any]:
     """Judge every line of `in_path` and write the verdicts, in order, to `out_path`.
 
     Returns counts: n, unsafe, unscored, and refused by label. Raises DertaError (UsageError for an unknown judge)
