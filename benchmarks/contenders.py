@@ -138,7 +138,7 @@ def authors_loss(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torc
 
 
 def authors(model: Any, work: Sequence[Work]) -> Step:
-    model = get_peft_model(model, training.lora(model, RECIPE))
+    model = get_peft_model(model, training.lora(RECIPE))
     rows = [row for mle, rto in (each.paper for each in work) for row in (mle, rto)]
     batch = [tensor.to(model.device) for tensor in authors_batch(rows)]
 
@@ -177,7 +177,7 @@ def trl(model: Any, work: Sequence[Work]) -> Step:
             args=arguments,
             train_dataset=Dataset.from_list(examples),
             processing_class=load_tokenizer(REFERENCE),
-            peft_config=training.lora(model, RECIPE),
+            peft_config=training.lora(RECIPE),
         )
     batch = trainer.data_collator(examples)
     wrapped = trainer.accelerator.prepare_model(trainer.model)

@@ -69,7 +69,6 @@ def train(
     steps: int = 40,
     learning_rate: float = 1e-3,
     lora_rank: Annotated[int, typer.Option(help="0 trains all parameters.")] = 16,
-    lora_share: Annotated[float, typer.Option(help="Share of the layers, from the last one down, with LoRA.")] = 1.0,
     seed: Seed = 0,
 ) -> None:
     """Train a model and print its checkpoint folder, which every --model takes; a stopped run is resumed."""
@@ -85,7 +84,6 @@ def train(
         learning_rate=learning_rate,
         lora_rank=lora_rank,
         lora_alpha=2 * lora_rank,
-        lora_share=lora_share,
         seed=seed,
     )
     safety = read_records(Triple, triples) if triples else corpus.triples

@@ -115,13 +115,12 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
         learning_rate=LEARNING_RATE["lora" if recipe.lora_rank else "full"],
         save_steps=10,
     )
-    model = load_model(str(vanilla), recipe.dtype if recipe.lora_rank else "float32")
     trainer = PreferenceTrainer(
-        model,
+        load_model(str(vanilla), recipe.dtype if recipe.lora_rank else "float32"),
         args=arguments,
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        peft_config=lora(model, recipe) if recipe.lora_rank else None,
+        peft_config=lora(recipe) if recipe.lora_rank else None,
         callbacks=[Progress("dpo")],
     )
     trainer.remove_callback(PrinterCallback)

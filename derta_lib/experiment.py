@@ -90,10 +90,9 @@ def experiment(
     seed: int,
     steps: int,
     learning_rate: float,
-    lora_share: float,
     behaviours: int,
     max_new_tokens: int,
 ) -> Experiment:
     """An experiment from the parameters that all notebooks share."""
-    recipe = Recipe(steps=steps, learning_rate=learning_rate, lora_share=lora_share, seed=seed)
+    recipe = Recipe(steps=steps, learning_rate=learning_rate, seed=seed)
     return Experiment(model, load_data(data, seed), recipe, behaviours, max_new_tokens)

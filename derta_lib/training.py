@@ -47,7 +47,6 @@ class Recipe:
     warmup: float = 0.1
     lora_rank: int = 16
     lora_alpha: int = 32
-    lora_share: float = 1.0
     max_length: int = 512
     micro_batch: int = 12
     seed: int = 0
@@ -184,28 +183,16 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def lora(model: Any, recipe: Recipe) -> LoraConfig:
-    """LoRA on every linear map (attention and MLP) of the last `lora_share` of the model's layers, one at least.
-
-    Raises UsageError for a share outside ]0, 1].
-    """
-    if not 0 < recipe.lora_share <= 1:
-        raise UsageError(f"lora_share is {recipe.lora_share:g}; give a share of the layers above 0, and 1 at most.")
-    layers = model.config.get_text_config().num_hidden_layers
-    below = range(layers - max(1, round(recipe.lora_share * layers)))
+def lora(recipe: Recipe) -> LoraConfig:
     return LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha,
-        target_modules="all-linear",
-        exclude_modules=rf"\D*\.({'|'.join(map(str, below))})\..*" if below else None,  # by a path's first number
-        task_type="CAUSAL_LM",
+        r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
     )
 
 
 def prepare(model: Any, recipe: Recipe) -> Any:
-    """The model as it is trained: LoRA on linear layers (`lora`) or all parameters, tree attention."""
+    """The model as it is trained: LoRA on all linear layers (attention and MLP) or all parameters, tree attention."""
     if recipe.lora_rank:
-        model = get_peft_model(model, lora(model, recipe))
+        model = get_peft_model(model, lora(recipe))
     base = model.get_base_model() if recipe.lora_rank else model
     tree.use_tree_attention(base)
     # The Trainer's wrappers (DDP, autocast) go through forward, so that is where the sites' losses are.

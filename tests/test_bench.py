@@ -36,8 +36,7 @@ def folder(tmp_path_factory):
 
 def test_the_authors_computation_and_ours_have_one_objective(folder):
     work = contenders.work_of(concord(0).triples[:3])
-    theirs = load_model(folder, "float32")
-    theirs = get_peft_model(theirs, training.lora(theirs, contenders.RECIPE))
+    theirs = get_peft_model(load_model(folder, "float32"), training.lora(contenders.RECIPE))
     mine = training.prepare(load_model(folder, "float32"), contenders.RECIPE)
     with torch.no_grad():  # LoRA starts at zero, where half of its gradients vanish
         for number, (a, b) in enumerate(zip(theirs.parameters(), mine.parameters(), strict=True)):
@@ -86,7 +85,7 @@ def test_flops_agree_with_torchs_counter(folder):
     linear = counts[torch.ops.aten.mm] - head if torch.ops.aten.mm in counts else None
     needed = contenders.flops(model, contenders.Size(tokens, 0, 0))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        get_peft_model(model, training.lora(model, contenders.RECIPE))(torch.arange(tokens)[None])
+        get_peft_model(model, training.lora(contenders.RECIPE))(torch.arange(tokens)[None])
     adapters = counter.get_flop_counts()["Global"][torch.ops.aten.mm] - head - linear
     assert needed == 2 * linear + 3 * adapters
     assert contenders.flops(model, contenders.Size(0, 0, tokens)) == 2 * head

@@ -215,24 +215,6 @@ def test_a_finished_run_is_not_repeated(folder: str, monkeypatch: pytest.MonkeyP
     assert card["cut"]["rows"] == 3
 
 
-@pytest.mark.parametrize(("share", "trained"), [(1.0, {0, 1}), (0.5, {1}), (0.1, {1})])
-def test_lora_trains_the_share_of_the_layers_from_the_last_one_down(
-    folder: str, share: float, trained: set[int]
-) -> None:
-    recipe = replace(RECIPE, lora_rank=2, lora_share=share)
-    adapter = weights(train(folder, TRIPLES, PAIRS, recipe))
-    layers = {int(name.split(".layers.")[1].split(".")[0]) for name in adapter}
-    assert layers == trained
-    assert len(adapter) == len(trained) * 7 * 2  # seven linear maps a layer, A and B each
-    assert all(weight.any() for name, weight in adapter.items() if "lora_B" in name)  # they start at zero
-
-
-@pytest.mark.parametrize("share", [0.0, 1.5, -1.0])
-def test_a_share_of_layers_that_is_none(folder: str, share: float) -> None:
-    with pytest.raises(UsageError, match="lora_share is"):
-        train(folder, TRIPLES, PAIRS, replace(RECIPE, lora_rank=2, lora_share=share))
-
-
 def test_schedule_deals_each_example_before_any_comes_again() -> None:
     recipe = replace(RECIPE, steps=5, triples=2, helpful=1)
     order = schedule(TRIPLES, PAIRS, recipe)
