@@ -108,7 +108,7 @@ def attack_command(
     key = model_key(model)
     target = local_target(model)
     exact = all(behaviour.steps for behaviour in behaviours)
-    judge = CorpusJudge(behaviours) if exact else judges.build("labelled")
+    judge = CorpusJudge(behaviours) if exact else judges.build()
     attacking = local_target(attacker) if "pair" in names and attacker not in ("", model) else target
     mutating = local_target(mutator) if mutator and "autodan" in names else None
     demonstrations = concord(seed, pairs=0).triples
