@@ -8,12 +8,12 @@ query to be harmful. Prints agreement with people, cross-validated by query and 
 shift of the bias that makes the predicted share of unsafe responses match people's. Needs scikit-learn.
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, cross_val_predict
@@ -36,7 +36,7 @@ def read(path: Path) -> pd.DataFrame:
         rows = rows.assign(set=kind, y=rows["unsafe_prompt"] & (rows["label"] == "none"))
         rows = rows[rows["unsafe_prompt"] | rows["query"].map(harmless)]
     else:
-        rows = pd.DataFrame([json.loads(line) for line in path.open(encoding="utf-8")]).assign(set=path.stem)
+        rows = pd.read_json(path, lines=True).assign(set=path.stem)
     return rows[["set", "query", "response", "y"]].astype({"y": bool})
 
 
@@ -57,29 +57,26 @@ if __name__ == "__main__":
     pairs = zip(rows["query"], rows["response"], strict=True)
     table = pd.DataFrame([facts(query, response) for query, response in pairs]).astype(float)
     weight = rows["set"].map(lambda name: WEIGHTS.get(name, 0.7)) * 500 / rows.groupby("set")["y"].transform("size")
-    for what, groups, folds in (("query", "query", GroupKFold(10)), ("set", "set", LeaveOneGroupOut())):
-        for strength in (0.1, 1.0) if what == "query" else (1.0,):
-            model = LogisticRegression(C=strength, max_iter=5000)
-            predicted = cross_val_predict(
-                model,
-                table,
-                rows["y"],
-                groups=rows[groups],
-                cv=folds,
-                method="predict_proba",
-                params={"sample_weight": weight},
-            )[:, 1]
-            print(f"cross-validated by {what}, C = {strength}")
-            show(rows, predicted)
-            # The threshold at which the weighted predicted share is the human share.
-            human = float(np.average(rows["y"], weights=weight))
-            order = np.argsort(-predicted)
-            reached = np.cumsum(weight.to_numpy()[order]) / weight.sum()
-            border = predicted[order][np.searchsorted(reached, human)]
-            shift = -np.log(border / (1 - border))
-            print(f"  shift of the bias for equal shares: {shift:+.2f}; with it:")
-            show(rows, 1 / (1 + np.exp(-np.log(predicted / (1 - predicted)) - shift)))
-    model.fit(table, rows["y"], sample_weight=weight)
+    human = float(np.average(rows["y"], weights=weight))
+    weighted = {"sample_weight": weight}
+    for by, strength, folds in (
+        ("query", 0.1, GroupKFold(10)),
+        ("query", 1.0, GroupKFold(10)),
+        ("set", 1.0, LeaveOneGroupOut()),
+    ):
+        model = LogisticRegression(C=strength, max_iter=5000)
+        score = cross_val_predict(
+            model, table, rows["y"], groups=rows[by], cv=folds, method="decision_function", params=weighted
+        )
+        print(f"cross-validated by {by}, C = {strength}")
+        show(rows, expit(score))
+        # The threshold at which the weighted predicted share is the human share.
+        order = np.argsort(-score)
+        reached = np.cumsum(weight.to_numpy()[order]) / weight.sum()
+        shift = -score[order][np.searchsorted(reached, human)]
+        print(f"  shift of the bias for equal shares: {shift:+.2f}; with it:")
+        show(rows, expit(score + shift))
+    model = LogisticRegression(C=1.0, max_iter=5000).fit(table, rows["y"], sample_weight=weight)
     print(f"BIAS = {model.intercept_[0]:.2f}")
     for name, point in zip(table.columns, model.coef_[0], strict=True):
         print(f"    {name!r}: {point:.2f},")
