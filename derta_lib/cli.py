@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from derta_lib.errors import DertaError, UsageError
+from derta_lib.judges import DEFAULT
 from derta_lib.runs import project_root
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -134,7 +135,7 @@ def attack(
 def judge(
     file: File,
     out: Annotated[Path, typer.Option(help="Where the verdicts go, one line a line.")],
-    judge: Annotated[str, typer.Option(help="The judge's name.")] = "labelled",
+    judge: Annotated[str, typer.Option(help="The judge's name.")] = DEFAULT,
 ) -> None:
     """Judge responses: id, query, response and optionally prompt in, verdicts out."""
     from derta_lib.judges.files import judge_file

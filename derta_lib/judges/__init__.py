@@ -49,7 +49,10 @@ NAMES = ("appendix_c", "endpoint", "harmbench", "labelled", "llamaguard", "stron
 """Judges that `build` knows. harmbench and llamaguard take a model after a colon, e.g. `harmbench:FOLDER`."""
 
 
-def build(name: str = "labelled") -> Judge:
+DEFAULT = "labelled"
+
+
+def build(name: str = DEFAULT) -> Judge:
     """The judge called `name`; raises UsageError listing the known ones.
 
     `appendix_c` and `labelled` need nothing. `endpoint` (Appendix C's rubric) and `strongreject` ask the endpoint named

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from derta_lib.errors import DertaError
-from derta_lib.judges import Item, build
+from derta_lib.judges import DEFAULT, Item, build
 from derta_lib.records import read_jsonl, write_jsonl
 
 REQUIRED = ("id", "query", "response")
@@ -34,7 +34,7 @@ def read_items(path: Path | str) -> list[Item]:
     return items
 
 
-def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = "labelled") -> dict[str, Any]:
+def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = DEFAULT) -> dict[str, Any]:
     """Judge every line of `in_path` and write the verdicts, in order, to `out_path`.
 
     Returns counts: n, unsafe, unscored, and refused by label. Raises DertaError (UsageError for an unknown judge)
