@@ -4,13 +4,14 @@ All in one run: the contenders take turns, figures are medians over rounds, and 
 between them. Memory is that of a process in which a contender is alone.
 """
 
+import gc
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks import contenders
+from benchmarks.alone import STEPS
 from derta_lib import loss, tree
 from derta_lib.attacks import build
 from derta_lib.corpus import concord
@@ -33,8 +35,8 @@ from derta_lib.runs import environment
 
 LENGTHS = (64, 256, 1024)
 """Tokens of r̂ at which the cost per token is measured."""
-COUNTS = (2, 4, 8)
-"""Triples a micro-batch, for linearity."""
+COUNTS = {"cpu": (2, 4, 8), "cuda": (32, 64, 128)}
+"""Triples a micro-batch, for linearity; a GPU is not busy with few."""
 ATTACKS = ("direct", "prefilling-16", "completingattack", "selfcipher", "codeattack", "jailbreakchat")
 STATIC_BATCH = 25
 
@@ -75,14 +77,12 @@ def matrix_product(device: str) -> tuple[Callable[[], Any], float]:
     return work, 2.0 * size**3 * times
 
 
-def training(model: str, device: str, triples: int, rounds: int) -> tuple[Results, dict[str, list[float]]]:
+def training(base: Any, device: str, triples: int, rounds: int) -> tuple[Results, dict[str, list[float]]]:
     """Steps of all contenders in turns: triples/s, tokens/s, share of the matrix peak, and the times themselves."""
     work = contenders.corpus_work(triples)
-    plain = contenders.base_model(model, device)
     needs = {name: contenders.size_of(name, work) for name in contenders.NAMES}
-    flops = {name: contenders.flops(plain, size) for name, size in needs.items()}
-    del plain
-    steps = {name: contenders.make(name, contenders.base_model(model, device), work) for name in contenders.NAMES}
+    flops = {name: contenders.flops(base, size) for name, size in needs.items()}
+    steps = {name: contenders.make(name, contenders.twin(base), work) for name in contenders.NAMES}
     product, product_flops = matrix_product(device)
     taken = rounds_of({**steps, "matrix product": product}, rounds, device, "training", warm_up=1)
     peak = product_flops / min(taken["matrix product"])
@@ -103,15 +103,16 @@ def training(model: str, device: str, triples: int, rounds: int) -> tuple[Result
     return found, taken
 
 
-def scaling(model: str, device: str, rounds: int) -> tuple[Results, dict[str, list[float]]]:
-    """Cost per token from 64 to 1,024 tokens of r̂ (as many tokens a step), and per triple from 2 to 8 triples.
+def scaling(base: Any, device: str, rounds: int, peak: float) -> tuple[Results, dict[str, list[float]]]:
+    """Cost per token from 64 to 1,024 tokens of r̂ (as many tokens a step), and per triple from few to many triples.
 
-    Attention's share is that of its own time, forward and backward, in the same packs and the same rounds.
+    Attention's share is that of its own time, forward and backward, in the same packs and the same rounds; `peak` is
+    the machine's, in FLOP/s.
     """
-    loaded = contenders.base_model(model, device)
+    loaded = contenders.twin(base)
     step = 2 * contenders.synthetic_tokens(max(LENGTHS))
     works = {f"length-{n}": contenders.synthetic_work(step // contenders.synthetic_tokens(n), n) for n in LENGTHS}
-    works |= {f"triples-{n}": contenders.corpus_work(n) for n in COUNTS}
+    works |= {f"triples-{n}": contenders.corpus_work(n) for n in COUNTS[device]}
     prepared = contenders.training.prepare(loaded, contenders.RECIPE)
     tasks: dict[str, Callable[[], Any]] = {}
     for name, work in works.items():
@@ -120,9 +121,11 @@ def scaling(model: str, device: str, rounds: int) -> tuple[Results, dict[str, li
     taken = rounds_of(tasks, rounds, device, "scaling", warm_up=1)
     found: Results = {}
     for name, work in works.items():
-        tokens = contenders.size_of("ours", work).tokens
+        size = contenders.size_of("ours", work)
+        tokens = size.tokens
         whole, attention = (statistics.median(taken[task]) for task in (name, f"{name}/attention"))
         found[f"scaling/{name}/ms_per_token"] = Number(1e3 * whole / tokens, "ms", rounds)
+        found[f"scaling/{name}/peak_share"] = Number(contenders.flops(base, size) / whole / peak, "rate", rounds)
         found[f"scaling/{name}/attention"] = Number(attention / whole, "rate", rounds)
         found[f"scaling/{name}/rest_per_token"] = Number(1e3 * (whole - attention) / tokens, "ms", rounds)
         if name.startswith("triples"):
@@ -140,29 +143,52 @@ def attention_on(model: Any, groups: Sequence[Sequence[tree.Row]]) -> Callable[[
     def run(packed: tree.Pack) -> torch.Tensor:
         shape = (len(packed.ids), attention.head_dim)
         states = [torch.randn(1, n, *shape, dtype=model.dtype, device=model.device) for n in heads]
-        laid = tree.layout(packed, model) | {"scaling": attention.scaling}
+        laid = tree.layout(packed, model)
         total = torch.zeros((), dtype=model.dtype, device=model.device)
         for _ in range(config.num_hidden_layers):
             query, key, value = (each * scale for each in states)
-            output, _ = tree.tree_attention(attention, query, key, value, None, **laid)
+            output, _ = tree.tree_attention(attention, query, key, value, None, laid=laid, scaling=attention.scaling)
             total = total + output.sum()
         return total.float().expand(len(packed.sites))
 
     return lambda: loss.micro_batch_sum(run, packs, [scale])[0].backward()
 
 
-def memory(model: str, device: str, triples: int) -> Results:
-    """Peak memory of a few steps of each contender alone in a process: resident set on a CPU, allocated on a GPU."""
+def memory(model: str, base: Any, device: str, triples: int) -> Results:
+    """Peak memory of a few steps of each contender alone: resident set of its process, or allocated on the GPU."""
     found: Results = {}
+    peaks = allocated(base, triples) if device == "cuda" else resident(model, triples)
+    for name, (peak, loaded) in peaks:
+        found[f"train/{name}/peak_memory"] = Number(peak / 2**20, "MiB", 1)
+        found[f"train/{name}/over_model"] = Number((peak - loaded) / 2**20, "MiB", 1)
+    return found
+
+
+Peaks = Iterator[tuple[str, tuple[int, int]]]
+"""Each contender with the bytes it holds at most, and those with its model loaded."""
+
+
+def resident(model: str, triples: int) -> Peaks:
     for name in contenders.NAMES:
-        command = [sys.executable, "-m", "benchmarks.alone", name, model, device, str(triples)]
+        command = [sys.executable, "-m", "benchmarks.alone", name, model, str(triples)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=os.environ)
         if done.returncode:
             raise DertaError(f"The memory of '{name}' could not be measured: {done.stderr.strip().splitlines()[-1]}.")
         told = json.loads(done.stdout.splitlines()[-1])
-        found[f"train/{name}/peak_memory"] = Number(told["peak"] / 2**20, "MiB", 1)
-        found[f"train/{name}/over_model"] = Number((told["peak"] - told["loaded"]) / 2**20, "MiB", 1)
-    return found
+        yield name, (told["peak"], told["loaded"])
+
+
+def allocated(base: Any, triples: int) -> Peaks:
+    work = contenders.corpus_work(triples)
+    for name in contenders.NAMES:
+        step = contenders.make(name, contenders.twin(base), work)
+        torch.cuda.reset_peak_memory_stats()
+        loaded = torch.cuda.memory_allocated()
+        for _ in range(STEPS):
+            step()
+        yield name, (torch.cuda.max_memory_allocated(), loaded)
+        del step
+        gc.collect()
 
 
 def attack_prompts(target: LocalTarget, crafts: int) -> list[list[int]]:
@@ -254,8 +280,11 @@ def bench(
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UsageError(f"--device {device}: it is not here; give cpu, or cuda on a machine with an NVIDIA GPU.")
     request = {"model": model, "device": device, "triples": triples, "rounds": rounds}
-    found = memory(model, device, triples)
-    parts = [training(model, device, triples, rounds), scaling(model, device, 3 * rounds)]
+    base = contenders.base_model(model, device)
+    found = memory(model, base, device, triples)
+    parts = [training(base, device, triples, rounds)]
+    gc.collect()
+    parts.append(scaling(base, device, 3 * rounds, 1e9 * parts[0][0]["machine/matrix_peak"].value))
     if model != contenders.LLAMA3_8B:
         parts.append(generation(device, rounds, crafts, new_tokens))
         request |= {"crafts": crafts, "new_tokens": new_tokens}

@@ -1,4 +1,4 @@
-"""The three ways to a training step that are compared, each on the same triples, model, LoRA and precision.
+"""The three ways to a training step that are compared, each on the same triples, weights, LoRA and precision.
 
 `authors`: the authors' computation, written from its description: two padded rows a triple, a Python loop that
 relabels the harmful row, fp32 logits at every position. `trl`: TRL's SFTTrainer on the MLE rows alone (it has no RTO).
@@ -6,6 +6,7 @@ relabels the harmful row, fp32 logits at every position. `trl`: TRL's SFTTrainer
 `ours_fixed`: the same with the project's default preset.
 """
 
+import copy
 import random
 import tempfile
 from collections.abc import Callable, Sequence
@@ -109,6 +110,11 @@ def base_model(name: str, device: str) -> Any:
             return LlamaForCausalLM(config)
         finally:
             torch.set_default_dtype(before)
+
+
+def twin(model: Any) -> Any:
+    """A copy with modules of its own and the same weights, which LoRA leaves as they are: an 8B model fits once."""
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
 Step = Callable[[], float]

@@ -160,6 +160,20 @@ def position(
 
 
 @cli.command()
+def seeds(
+    out: Annotated[Path, typer.Option(help="JSON file for outcomes, machine, budget and date.")],
+    profile: Annotated[str, typer.Option(help="Profile of notebooks/profiles whose budget is taken.")] = "gpu",
+    seeds: Annotated[int, typer.Option(help="Trainings of each component: seeds 0, 1, ...")] = 5,
+    workers: Annotated[int, typer.Option(help="Trainings at once.")] = 1,
+) -> None:
+    """Train and attack every component with several seeds, for intervals over trainings."""
+    from derta_lib.seeds import make_seeds
+
+    made = make_seeds(out, project_root(), profile, seeds, workers)
+    print(f"{made.says} See {out}")
+
+
+@cli.command()
 def bench(
     out: Annotated[Path, typer.Option(help="JSON file for numbers, times, machine and date.")] = Path("bench.json"),
     model: Annotated[

@@ -5,7 +5,7 @@ Every interval is at 95 %. Nothing here divides by zero: a figure without observ
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,6 +47,20 @@ def mean(values: ArrayLike, unit: str = "") -> Number:
     if unit == "rate":
         low, high = max(0.0, low), min(1.0, high)
     return Number(float(x.mean()), unit, int(x.size), low, high)
+
+
+def repeats(counts: Sequence[tuple[int, int]]) -> Number:
+    """Mean rate over repeats of one measurement, k successes of n each; the number's n is that of all trials.
+
+    The interval is the wider one of two at either end: Student's t over the repeats' rates, since trials of one repeat
+    are not independent, and Wilson's over all trials, since repeats that all gave the same do not make a rate certain.
+    Raises DertaError as `rate` does.
+    """
+    trials = rate(sum(k for k, _ in counts), sum(n for _, n in counts))
+    over = mean([rate(k, n).value for k, n in counts], "rate")
+    if over.low is None or over.high is None or trials.low is None or trials.high is None:
+        return trials
+    return replace(over, n=trials.n, low=min(over.low, trials.low), high=max(over.high, trials.high))
 
 
 def difference(

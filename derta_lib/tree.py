@@ -76,6 +76,21 @@ class Pack:
     count: float
 
 
+@dataclass(frozen=True)
+class Layout:
+    """A pack's blocks on a device, with the indices of all their queries and keys end to end: int64 [M] and [N].
+
+    `order` [L]: where each token stands among the queries; `padding`: the other places; `depths` [L]: the positions.
+    """
+
+    blocks: list[Block]
+    depths: torch.Tensor
+    order: torch.Tensor
+    queries: torch.Tensor
+    keys: torch.Tensor
+    padding: torch.Tensor
+
+
 def pack(groups: Sequence[Sequence[Row]]) -> Pack:
     """Merge the rows of all groups on their common starts; rows of a group share their tiles of attention."""
     index: dict[tuple[int, int], int] = {}
@@ -90,13 +105,15 @@ def pack(groups: Sequence[Sequence[Row]]) -> Pack:
         for row in group:
             node, path = -1, list[int]()
             for token in row.ids:
-                edge = (node, token)
-                if edge not in index:
-                    index[edge] = len(ids)
-                    ids.append(token)
-                    depths.append(len(path))
-                node = index[edge]
-                path.append(node)
+                if (known := index.get((node, token))) is None:
+                    break
+                path.append(node := known)
+            rest, depth = row.ids[len(path) :], len(path)
+            made = range(len(ids), len(ids) + len(rest))
+            index.update(zip(zip((node, *made), rest, strict=False), made, strict=True))
+            ids.extend(rest)
+            depths.extend(range(depth, len(row.ids)))
+            path.extend(made)
             group_paths.append(np.array(path, dtype=np.int64))
             sites.extend((path[s.position], s.target, s.weight, TASKS.index(s.task)) for s in row.sites)
         paths.extend(group_paths)
@@ -197,9 +214,7 @@ def tree_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    depths: torch.Tensor | None = None,
-    blocks: Sequence[Block] = (),
-    order: torch.Tensor | None = None,
+    laid: Layout | None = None,
     made: list[States] | None = None,
     rows: RowCache | None = None,
     scaling: float | None = None,
@@ -209,7 +224,7 @@ def tree_attention(
 ) -> tuple[torch.Tensor, None]:
     """Attention of a pack, block by block, or of `rows` that decode one token each, bin by bin; no mask is taken.
 
-    Pack: query [1, H, L, d], key and value [1, H_kv, L, d], `depths` [L]; a list `made` is given each layer's key and
+    Pack: query [1, H, L, d], key and value [1, H_kv, L, d], `laid` out; a list `made` is given each layer's key and
     value. Rows: query [B, H, 1, d], key and value [B, H_kv, 1, d]. Returns [1, L, H, d] or [B, 1, H, d]. A layer with a
     sliding window also hides keys that lie `sliding_window` or more tokens back. Runs through SDPA (on a CPU and for
     rows through two matrix products, which beat it there about threefold), or through the model's own eager attention
@@ -221,27 +236,48 @@ def tree_attention(
         eager = partial(own, module, scaling=scaling, dropout=dropout, **kwargs)
     if rows is not None:
         return rows.attend(module.layer_idx, (query, key, value), scaling, sliding_window, eager), None
-    assert depths is not None
-    assert order is not None
+    assert laid is not None
     if made is not None:
         made.append((key[0], value[0]))
     by_token = [states[0].transpose(0, 1).flatten(1) for states in (query, key, value)]  # each [L, heads · d]
-    outputs = []
-    for block in blocks:
-        tiles = [
-            # index_select, because its backward pass is several times as fast as that of indexing
-            tokens.index_select(0, index.flatten()).view(*index.shape, -1, states.shape[-1]).transpose(1, 2)
-            for tokens, states, index in zip(
-                by_token, (query, key, value), (block.queries, block.keys, block.keys), strict=True
-            )
-        ]
+    asked = _Arranged.apply(by_token[0], laid.queries, laid.order, None)
+    # index_select, because its backward pass is several times as fast as that of indexing
+    flat = [asked, *(states.index_select(0, laid.keys) for states in by_token[1:])]
+    outputs, ends = [], [0, 0, 0]
+    for block in laid.blocks:
+        tiles = []
+        for role, index in enumerate((block.queries, block.keys, block.keys)):
+            mine = flat[role].narrow(0, ends[role], index.numel())
+            tiles.append(mine.view(*index.shape, -1, (query, key, value)[role].shape[-1]).transpose(1, 2))
+            ends[role] += index.numel()
         mask = block.mask[:, None]
         if sliding_window is not None:
-            far = depths[block.queries][:, :, None] - depths[block.keys][:, None, :] >= sliding_window
+            far = laid.depths[block.queries][:, :, None] - laid.depths[block.keys][:, None, :] >= sliding_window
             mask = mask.masked_fill(far[:, None], -torch.inf)
         output = eager(*tiles, mask)[0] if eager else _grouped_attention(tiles, mask, scaling, dropout)
         outputs.append(output.flatten(0, 1))
-    return torch.cat(outputs).flatten(1).index_select(0, order).view(1, len(order), *outputs[0].shape[1:]), None
+    result = _Arranged.apply(torch.cat(outputs).flatten(1), laid.order, laid.queries, laid.padding)
+    return result.view(1, len(laid.order), *outputs[0].shape[1:]), None
+
+
+class _Arranged(torch.autograd.Function):
+    """States [M, d] put in another order, `index` [N]; the gradient of place m is that of `inverse`[m], or none where
+    `padding` lists m. Selecting again is several times as fast as adding up, which index_select's own gradient does.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: torch.Tensor, index: torch.Tensor, inverse: torch.Tensor, padding: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.inverse, ctx.padding = inverse, padding
+        return states.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        gradient = gradients[0].index_select(0, ctx.inverse)
+        if ctx.padding is not None:
+            gradient.index_fill_(0, ctx.padding, 0.0)
+        return gradient, None, None, None
 
 
 def _grouped_attention(
@@ -295,14 +331,24 @@ def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
     output = model.get_decoder()(
         input_ids=packed.ids[None].to(model.device),
         position_ids=packed.positions[None].to(model.device),
-        **layout(packed, model),
+        laid=layout(packed, model),
         **{"use_cache": False, **kwargs},
     )
     return output.last_hidden_state[0]
 
 
-def layout(packed: Pack, model: Any) -> dict[str, Any]:
+def layout(packed: Pack, model: Any) -> Layout:
     """What `tree_attention` is told of a pack, on the model's device and in its precision."""
     device = model.device
     blocks = [Block(b.queries.to(device), b.keys.to(device), b.mask.to(device, model.dtype)) for b in packed.blocks]
-    return {"blocks": blocks, "order": packed.order.to(device), "depths": packed.positions.to(device)}
+    queries, keys = (torch.cat([getattr(b, name).flatten() for b in blocks]) for name in ("queries", "keys"))
+    padding = torch.ones(len(queries), dtype=torch.bool)
+    padding[packed.order] = False
+    return Layout(
+        blocks=blocks,
+        depths=packed.positions.to(device),
+        order=packed.order.to(device),
+        queries=queries,
+        keys=keys,
+        padding=padding.nonzero()[:, 0].to(device),
+    )

@@ -64,6 +64,14 @@ def test_trl_trains_the_mle_rows(folder):
     assert contenders.trl(load_model(folder), work)() == pytest.approx(expected, rel=0.01)
 
 
+def test_contenders_share_weights_and_nothing_else(folder):
+    base = load_model(folder, "float32")
+    mine = training.prepare(contenders.twin(base), contenders.RECIPE)
+    assert {id(weight) for weight in base.parameters()} < {id(weight) for weight in mine.parameters()}
+    assert base.config._attn_implementation == "sdpa"
+    assert not any("lora" in name for name, _ in base.named_modules())
+
+
 def test_sizes_by_hand():
     query, harmful, safe = (1, 2), (3, 4, 5, 6), (7, 8)
     mle = tree.Row((*query, *harmful[:2], *safe), (tree.Site(3, 7, 1.0, "mle"),), 1)
@@ -101,7 +109,7 @@ def test_static_batches_and_ours_give_the_same_answers(folder):
 
 def test_a_whole_run_is_written_with_its_machine(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "LENGTHS", (8, 16))
-    monkeypatch.setattr(bench, "COUNTS", (1, 2))
+    monkeypatch.setitem(bench.COUNTS, "cpu", (1, 2))
     monkeypatch.setattr(bench, "memory", lambda *_: {})
     monkeypatch.setattr(
         bench, "matrix_product", lambda _: (lambda: torch.randn(64, 64) @ torch.randn(64, 64), 2 * 64**3)

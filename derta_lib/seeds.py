@@ -1,0 +1,130 @@
+"""Seeds as repeats: every component of the paper trained and attacked once for each of several seeds.
+
+`derta seeds` makes the kept file anew; what a stopped run of it had made is found in the cache.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from derta_lib.errors import UsageError
+from derta_lib.records import read_json, write_json
+from derta_lib.results import Number
+from derta_lib.stats import mean, repeats
+
+KEPT = Path(__file__).with_name("kept_seeds.json")
+OUTCOMES = ("steps_given", "twin_refused")
+NOTEBOOK = "05_components"
+"""The notebook whose parameters are the budget."""
+SETTINGS = ("steps", "learning_rate", "behaviours", "max_new_tokens")
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A kept file: when and where it was made, with which budget, and one record a seed, method and attack.
+
+    A record's outcomes are strings of 0 and 1, a craft or a twin each, in the corpus's order.
+    """
+
+    date: str
+    machine: Mapping[str, Any]
+    request: Mapping[str, Any]
+    records: pd.DataFrame
+
+    @property
+    def says(self) -> str:
+        """The provenance in a sentence."""
+        budget, machine = self.request, self.machine
+        return (
+            f"Kept on {self.date}, made on {machine['gpu'] or machine['cpu']} in {machine['precision']} with "
+            f"torch {machine['versions']['torch']}, from commit {str(machine['git']['sha'])[:7]}: "
+            f"{self.records.seed.nunique()} seeds, {budget['steps']} steps at {budget['learning_rate']:g}, "
+            f"{budget['behaviours']} held-out crafts and their twins, {budget['max_new_tokens']} new tokens."
+        )
+
+    def rates(self, outcome: str) -> pd.DataFrame:
+        """A rate over the seeds for each method and attack: columns method, attack, value, low, high, n, number."""
+        rows = []
+        for (method, attack), cell in self.records.groupby(["method", "attack"], sort=False):
+            number = repeats([(bits.count("1"), len(bits)) for bits in cell[outcome]])
+            rows.append((method, attack, number.value, number.low, number.high, number.n, number))
+        return pd.DataFrame(rows, columns=["method", "attack", "value", "low", "high", "n", "number"])
+
+    def change(self, method: str, attacks: Sequence[str], outcome: str, against: str = "vanilla") -> Number:
+        """Points by which a method's rate under `attacks` differs from that of `against` with the same seed."""
+        of = self.records[self.records.attack.isin(attacks)]
+        share = of.assign(share=[100 * bits.count("1") / len(bits) for bits in of[outcome]])
+        by_seed = share.groupby(["method", "seed"]).share.mean()
+        return mean(by_seed[method] - by_seed[against], "points")
+
+
+def read_seeds(path: Path = KEPT) -> Seeds:
+    """The kept figures, or those of another file that `derta seeds` has written."""
+    kept = read_json(path)
+    return Seeds(kept["date"], kept["machine"], kept["request"], pd.DataFrame(kept["records"]))
+
+
+def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Train and attack the methods with one seed, in order; one record a method and attack."""
+    import torch
+
+    from derta_lib.experiment import experiment
+    from derta_lib.models import REFERENCE
+
+    torch.set_num_threads(1)
+    study = experiment(REFERENCE, "", seed, *(budget[name] for name in SETTINGS))
+    records = []
+    for method in methods:
+        frame = study.responses(study.checkpoint(method), list(budget["attacks"]))
+        for attack, of in frame.groupby("attack", sort=False):
+            held = of.steps_given[~of.benign], of.refused[of.benign] == "full"
+            bits = ("".join(str(int(one)) for one in each) for each in held)
+            records.append({"seed": seed, "method": method, "attack": attack, **dict(zip(OUTCOMES, bits, strict=True))})
+    return records
+
+
+def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) -> Seeds:
+    """Measure the components of a profile with the seeds 0..seeds−1, `workers` processes at once; write the file `out`.
+
+    `root` is the checkout. DPO starts from the vanilla checkpoint of its seed, so one process makes both. Raises
+    UsageError for an unknown profile, a mistyped value in it, and for less than one seed or worker.
+    """
+    import torch  # noqa: F401  (environment() asks it for the GPU)
+
+    from derta_lib.experiment import DPO
+    from derta_lib.params import read_parameters, read_profile, resolve
+    from derta_lib.runs import environment
+
+    if seeds < 1 or workers < 1:
+        raise UsageError(f"--seeds {seeds} --workers {workers}: give whole numbers from 1 on.")
+    chosen = read_profile(root / "notebooks" / "profiles" / f"{profile}.yaml")
+    notebook = root / "notebooks" / f"{NOTEBOOK}.ipynb"
+    declared = read_parameters(notebook)
+    parameters = resolve([notebook], {name: chosen[name] for name in chosen if name in declared}, {})[NOTEBOOK]
+    budget: dict[str, Any] = {name: parameters[name] for name in (*SETTINGS, "components", "attacks")}
+    components = list(budget["components"])
+    chains = [[name] for name in components if name not in ("vanilla", DPO) or DPO not in components]
+    if DPO in components:
+        chains.insert(0, ["vanilla", DPO])  # first, since it takes longest
+    started, records = time.monotonic(), []
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(measure, chain, seed, budget) for chain in chains for seed in range(seeds)]
+        for done in tqdm(as_completed(running), "trainings", len(running)):
+            records.extend(done.result())
+    records.sort(key=lambda record: (components.index(record["method"]), record["seed"]))  # stable: attacks stay put
+    kept = {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": environment(),
+        "request": {**budget, "seeds": seeds},
+        "seconds": round(time.monotonic() - started, 1),
+        "records": records,
+    }
+    write_json(out, kept)
+    return read_seeds(out)
