@@ -113,6 +113,7 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     chains = [[name] for name in components if name not in ("vanilla", DPO) or DPO not in components]
     if DPO in components:
         chains.insert(0, ["vanilla", DPO])  # first, since it takes longest
+    machine = environment()
     started, records = time.monotonic(), []
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         running = [pool.submit(measure, chain, seed, budget) for chain in chains for seed in range(seeds)]
@@ -121,7 +122,7 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     records.sort(key=lambda record: (components.index(record["method"]), record["seed"]))  # stable: attacks stay put
     kept = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "machine": environment(),
+        "machine": machine,
         "request": {**budget, "seeds": seeds},
         "seconds": round(time.monotonic() - started, 1),
         "records": records,
