@@ -69,6 +69,15 @@ def row_losses(model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
     return losses
 
 
+@torch.inference_mode()
+def row_states(model: Any, rows: Sequence[Row]) -> Iterator[torch.Tensor]:
+    """Last hidden states [length, d] of each row, float32, in order."""
+    for batch in _filled(rows, _added, PACK_TOKENS):
+        packed = pack([[row] for row in batch])
+        states = hidden_states(model, packed).float().cpu()
+        yield from (states[torch.from_numpy(path)] for path in packed.paths)
+
+
 def _added(before: Row | None, row: Row) -> int:
     """Tokens that a row brings to a pack behind the row before."""
     return len(row.ids) - (shared_length(before.ids, row.ids) if before else 0)

@@ -20,7 +20,7 @@ from derta_lib.grading import grade_gsm8k, grade_mmlu
 from derta_lib.judges import Item, Judge, Verdict
 from derta_lib.judges.refusal import token_index
 from derta_lib.judges.xstest import read_xstest, score_xstest, validate_xstest
-from derta_lib.records import cache_dir, canonical, content_key, read_json, write_text
+from derta_lib.records import cache_dir, canonical, content_key, file_sha256, read_json, write_text
 from derta_lib.release import Response, download_release, read_release
 from derta_lib.stats import JudgeError
 
@@ -94,7 +94,7 @@ def open_scores(release_dir: str = "") -> Scores:
         return Scores(kept["date"], kept["judge"], True, *(_unpack(**kept[name]) for name in _FRAMES))
     if release_dir == "download":
         release_dir = str(download_release(cache_dir() / "derta_release"))
-    release, judge, blind = read_release(release_dir), judges.build("appendix_c"), judges.build("labelled")
+    release, judge, blind = read_release(release_dir), judges.build("appendix_c"), judges.build()
     safety = [response for response in release.responses if response.attack in paper.ATTACKS]
     graded = [response for response in release.responses if response.attack in ("GSM8K", "MMLU")]
     scored = score(safety, judge, blind)
@@ -256,10 +256,13 @@ def _today() -> str:
 def _code_hash() -> str:
     """Hash of the offline judges' code, so that kept figures can say when it has changed."""
     folder = Path(judges.__file__).parent
-    return content_key([(folder / f"{name}.py").read_text(encoding="utf-8") for name in _JUDGE])
+    return content_key([file_sha256(folder / name) for name in _JUDGE])
 
 
-_JUDGE = ("appendix_c", "content", "labelled", "labelled_words", "refusal", "wording")
+_JUDGE = (
+    *(f"{name}.py" for name in ("appendix_c", "content", "labelled", "labelled_words", "refusal", "tuned", "wording")),
+    *(f"tuned_model/{name}.safetensors" for name in ("adapter_model", "head")),
+)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ OUTCOMES = ("steps_given", "twin_refused")
 NOTEBOOK = "05_components"
 """The notebook whose parameters are the budget."""
 SETTINGS = ("steps", "learning_rate", "behaviours", "max_new_tokens")
+LISTS = ("components", "attacks")
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,9 @@ def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> lis
     import torch
 
     from derta_lib.experiment import experiment
-    from derta_lib.models import REFERENCE
 
     torch.set_num_threads(1)
-    study = experiment(REFERENCE, "", seed, *(budget[name] for name in SETTINGS))
+    study = experiment(budget["model"], "", seed, *(budget[name] for name in SETTINGS))
     records = []
     for method in methods:
         frame = study.responses(study.checkpoint(method), list(budget["attacks"]))
@@ -108,7 +108,7 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     notebook = root / "notebooks" / f"{NOTEBOOK}.ipynb"
     declared = read_parameters(notebook)
     parameters = resolve([notebook], {name: chosen[name] for name in chosen if name in declared}, {})[NOTEBOOK]
-    budget: dict[str, Any] = {name: parameters[name] for name in (*SETTINGS, "components", "attacks")}
+    budget: dict[str, Any] = {name: parameters[name] for name in ("model", *SETTINGS, *LISTS)}
     components = list(budget["components"])
     chains = [[name] for name in components if name not in ("vanilla", DPO) or DPO not in components]
     if DPO in components:

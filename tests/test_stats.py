@@ -8,7 +8,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from derta_lib.errors import DertaError
 from derta_lib.results import Number
-from derta_lib.stats import JudgeError, corrected_rate, difference, mean, rate
+from derta_lib.stats import JudgeError, corrected_rate, difference, mean, rate, repeats
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 50), (1, 50), (25, 50), (50, 50), (333, 1000)])
@@ -35,6 +35,22 @@ def test_mean_equals_statsmodels() -> None:
         mean([])
     with pytest.raises(DertaError):
         mean([1.0, float("nan")])
+
+
+def test_repeats_take_the_wider_interval() -> None:
+    assert repeats([(0, 16)] * 5) == rate(0, 80)  # repeats that agree do not make a rate certain
+    assert repeats([(3, 16)]) == rate(3, 16)
+    counts = [(0, 16), (16, 16), (8, 16)]
+    over = DescrStatsW([0, 1, 0.5]).tconfint_mean()
+    assert over[0] < 0
+    number = repeats(counts)  # far wider than Wilson's of 24 in 48, and cut to [0, 1]
+    assert (number.value, number.n, number.low, number.high) == (0.5, 48, 0.0, 1.0)
+    close = repeats([(7, 16), (8, 16), (9, 16)])
+    wilson = rate(24, 48)
+    assert DescrStatsW([7 / 16, 8 / 16, 9 / 16]).tconfint_mean()[0] > wilson.low
+    assert (close.low, close.high) == pytest.approx((wilson.low, max(wilson.high, 0.5 + 4.302653 / 16 / 3**0.5)))
+    with pytest.raises(DertaError, match="check what was counted"):
+        repeats([])
 
 
 def test_difference_equals_scipy_bootstrap_without_clusters() -> None:

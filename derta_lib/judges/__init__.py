@@ -45,26 +45,28 @@ class Judge(Protocol):
     def judge(self, items: Sequence[Item]) -> list[Verdict]: ...
 
 
-NAMES = ("appendix_c", "endpoint", "harmbench", "labelled", "llamaguard", "strongreject")
+NAMES = ("appendix_c", "endpoint", "harmbench", "labelled", "llamaguard", "strongreject", "tuned")
 """Judges that `build` knows. harmbench and llamaguard take a model after a colon, e.g. `harmbench:FOLDER`."""
 
 
-DEFAULT = "labelled"
+DEFAULT = "tuned"
+OFFLINE = {"appendix_c": "AppendixC", "labelled": "Labelled", "tuned": "Tuned"}
+"""Judges for real text that run on a CPU, and their classes."""
 
 
 def build(name: str = DEFAULT) -> Judge:
     """The judge called `name`; raises UsageError listing the known ones.
 
-    `appendix_c` and `labelled` need nothing. `endpoint` (Appendix C's rubric) and `strongreject` ask the endpoint named
-    in the environment (`judges.endpoint`); `harmbench` and `llamaguard` load their model, or the one named after a
-    colon.
+    `appendix_c` and `labelled` need nothing, `tuned` the reference model. `endpoint` (Appendix C's rubric) and
+    `strongreject` ask the endpoint named in the environment (`judges.endpoint`); `harmbench` and `llamaguard` load
+    their model, or the one named after a colon.
     """
     kind, _, model = name.partition(":")
     if kind not in NAMES or (model and kind not in ("harmbench", "llamaguard")):
         raise UsageError(f"--judge: there is no judge '{name}'; the judges are {', '.join(NAMES)}.")
     module = import_module(f"derta_lib.judges.{kind}")
-    if kind in ("appendix_c", "labelled"):
-        judge: Judge = module.AppendixC() if kind == "appendix_c" else module.Labelled()
+    if kind in OFFLINE:
+        judge: Judge = getattr(module, OFFLINE[kind])()
         return judge
     if kind in ("endpoint", "strongreject"):
         target = import_module("derta_lib.judges.endpoint").endpoint_from_environment()

@@ -1,0 +1,103 @@
+"""Seeds as repeats: rates and changes by hand, the file that is written, a whole measurement of a tiny model."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_folder
+
+from derta_lib import seeds
+from derta_lib.errors import UsageError
+from derta_lib.stats import mean, rate
+
+ROOT = Path(__file__).parents[1]
+BITS = {("vanilla", 0): "1111", ("vanilla", 1): "1101", ("derta", 0): "0000", ("derta", 1): "0001"}
+
+
+def fake(methods, seed, budget):
+    return [
+        {"seed": seed, "method": m, "attack": a, "steps_given": BITS[m, seed], "twin_refused": "0000"}
+        for m in methods
+        for a in ("prefilling-16", "direct")
+    ]
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "measure", fake)
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    return seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoke", 2, 3)
+
+
+def test_rates_and_changes_by_hand(made):
+    rates = made.rates("steps_given").set_index(["method", "attack"]).number
+    assert rates["derta", "direct"].value == 1 / 8
+    assert rates["vanilla", "direct"].value == 7 / 8
+    assert rates["derta", "direct"].n == 8
+    assert made.rates("twin_refused").number.iloc[0] == rate(0, 8)
+    # −100 points with seed 0, from 75 to 25 % with seed 1
+    assert made.change("derta", ["direct"], "steps_given") == mean([-100.0, -50.0], "points")
+
+
+def test_the_file_holds_all_in_order_with_its_machine(made, tmp_path):
+    kept = json.loads((tmp_path / "seeds.json").read_text())
+    order = [(r["method"], r["seed"], r["attack"]) for r in kept["records"]]
+    attacks = ("prefilling-16", "direct")
+    assert order == [(m, s, a) for m in ("vanilla", "derta") for s in (0, 1) for a in attacks]
+    assert kept["request"]["steps"] == 2
+    assert {"date", "machine", "seconds"} <= kept.keys()
+    assert "2 seeds, 2 steps" in made.says
+
+
+def test_dpo_is_made_where_its_vanilla_checkpoint_is(tmp_path, monkeypatch):
+    asked = []
+
+    def measure(methods, seed, budget):
+        asked.append((tuple(methods), seed))
+        return []
+
+    monkeypatch.setattr(seeds, "measure", measure)
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(seeds, "read_seeds", lambda path: None)
+    seeds.make_seeds(tmp_path / "seeds.json", ROOT, "cpu", 1, 1)
+    assert asked[0] == (("vanilla", "dpo"), 0)
+    assert sorted(name for methods, _ in asked for name in methods) == sorted(
+        ["vanilla", "harmful_prefix", "rto", "derta", "recaug", "dpo"]
+    )
+
+
+def test_bad_numbers_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="--seeds 0"):
+        seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoke", 0, 1)
+    with pytest.raises(UsageError, match="there is no profile 'smoek'"):
+        seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoek", 1, 1)
+
+
+def test_a_measurement_of_a_tiny_model(tmp_path, monkeypatch):
+    monkeypatch.setenv("DERTA_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+    budget = {
+        "model": tiny_folder(tmp_path),
+        "steps": 1,
+        "learning_rate": 1e-3,
+        "behaviours": 2,
+        "max_new_tokens": 2,
+        "attacks": ["direct", "prefilling-4"],
+    }
+    try:
+        records = seeds.measure(["base", "derta"], 0, budget)
+    finally:
+        torch.set_num_threads(threads)
+    assert [(r["method"], r["attack"]) for r in records] == [
+        (m, a) for m in ("base", "derta") for a in ("direct", "prefilling-4")
+    ]
+    assert all(len(r[outcome]) == 2 and set(r[outcome]) <= {"0", "1"} for r in records for outcome in seeds.OUTCOMES)
+
+
+def test_the_kept_file_reads():
+    kept = seeds.read_seeds()
+    assert kept.records.seed.nunique() == kept.request["seeds"] >= 5
+    lengths = {len(bits) for outcome in seeds.OUTCOMES for bits in kept.records[outcome]}
+    assert lengths == {kept.request["behaviours"]}
