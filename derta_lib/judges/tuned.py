@@ -6,10 +6,10 @@ responses that people labelled, and so were the weights of the model and of `lab
 
 Like `labelled`, it was made without a look at the authors' release (benchmarks/fit_tuned.py), from sets in permissively
 licensed repositories: JAILJUDGE's sample in JailbreakEval, GPTFuzz, purseclab's study, PyRIT's two, XSTest's
-development half with XSTest's and WildGuard's labels, and harmless requests with their answers. The weights are those of
-a twin that had not seen the held-out responses. Whole sets stood aside for the comparison with `labelled`: HarmBench's
-validation set and JailbreakBench's comparison of judges, which nothing was chosen by, Do-Not-Answer, BeaverTails, more of
-Safe-RLHF, and experts' labels of multi-turn attacks.
+development half with XSTest's and WildGuard's labels, and harmless requests with their answers. The weights are those
+of a twin that had not seen the held-out responses. Whole sets stood aside for the comparison with `labelled`:
+HarmBench's validation set and JailbreakBench's comparison of judges, by which nothing was chosen, Do-Not-Answer,
+BeaverTails, more of Safe-RLHF, and experts' labels of multi-turn attacks.
 """
 
 import math
