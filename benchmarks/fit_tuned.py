@@ -52,15 +52,17 @@ if __name__ == "__main__":
     held = table["query"].map(held_out).to_numpy()
 
     torch.manual_seed(0)
+    plain = load_model(REFERENCE, "float32")
+    linear = (name for name, module in plain.get_decoder().named_modules() if isinstance(module, torch.nn.Linear))
     config = LoraConfig(
         r=RANK,
         lora_alpha=2 * RANK,
-        target_modules="all-linear",
+        target_modules=sorted({name.rpartition(".")[-1] for name in linear}),
         layers_to_transform=list(range(LAYERS)),
         layers_pattern="layers",
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(load_model(REFERENCE, "float32"), config)
+    model = get_peft_model(plain, config)
     base = first_layers(model.get_base_model(), LAYERS)
     head = torch.nn.Linear(3 * base.config.hidden_size, 1).to(base.device)
     own = torch.nn.Parameter(torch.zeros(len(sets), device=base.device))
@@ -109,5 +111,5 @@ if __name__ == "__main__":
         show(table[held], expit(score))
     print(f"BIAS, MODEL, RULES = {both.intercept_[0]:.2f}, {both.coef_[0][0]:.2f}, {both.coef_[0][1]:.2f}")
     model.peft_config["default"].base_model_name_or_path = REFERENCE
-    model.save_pretrained(out)
+    model.half().save_pretrained(out)
     save_file({"weight": head.weight[0].half().detach(), "bias": head.bias.half().detach()}, out / "head.safetensors")
