@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest, norm, t
+from scipy.stats import binomtest, mannwhitneyu, norm, t
 
 from derta_lib.errors import DertaError
 from derta_lib.results import Number
@@ -88,6 +88,20 @@ def difference(
     drawn = np.random.default_rng(seed).multinomial(len(codes), np.full(len(codes), 1 / len(codes)), size=resamples)
     low, high = np.quantile((drawn @ sums) / (drawn @ sizes), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Number(float(d.mean()), "points", d.size, float(low), float(high))
+
+
+def clustered_share(right: ArrayLike, clusters: Sequence[Hashable]) -> Number:
+    """Share of outcomes that are True, with the interval of `difference`: by a bootstrap of whole clusters."""
+    points = difference(right, np.zeros(len(clusters)), clusters)
+    low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
+    return Number(points.value / 100, "rate", points.n, low, high)
+
+
+def auc(scores: ArrayLike, positive: ArrayLike) -> float:
+    """Share of pairs of a positive and a negative case in which the positive one scores higher; ties count half."""
+    values, held = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    higher = mannwhitneyu(values[held], values[~held], method="asymptotic").statistic
+    return float(higher / (held.sum() * (~held).sum()))
 
 
 def combine(terms: Sequence[tuple[Number, float]]) -> Number:

@@ -358,7 +358,7 @@ def test_a_malformed_line_stops_with_its_number_and_nothing_is_written(tmp_path,
 
 
 def test_an_unknown_judge_lists_the_known_ones(tmp_path):
-    with pytest.raises(UsageError, match="appendix_c, endpoint, harmbench, labelled, llamaguard, strongreject"):
+    with pytest.raises(UsageError, match="appendix_c, endpoint, harmbench, labelled, llamaguard, strongreject, tuned"):
         judge_file(write(tmp_path / "in.jsonl", [GOOD]), tmp_path / "out.jsonl", "astrology")
 
 

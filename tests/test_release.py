@@ -106,7 +106,7 @@ class ByWord:
 
 @pytest.fixture
 def scores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scores:
-    monkeypatch.setattr(judges, "build", lambda name: ByWord())
+    monkeypatch.setattr(judges, "build", lambda name="": ByWord())
     return open_scores(str(folder))
 
 

@@ -94,10 +94,3 @@ def test_a_measurement_of_a_tiny_model(tmp_path, monkeypatch):
         (m, a) for m in ("base", "derta") for a in ("direct", "prefilling-4")
     ]
     assert all(len(r[outcome]) == 2 and set(r[outcome]) <= {"0", "1"} for r in records for outcome in seeds.OUTCOMES)
-
-
-def test_the_kept_file_reads():
-    kept = seeds.read_seeds()
-    assert kept.records.seed.nunique() == kept.request["seeds"] >= 5
-    lengths = {len(bits) for outcome in seeds.OUTCOMES for bits in kept.records[outcome]}
-    assert lengths == {kept.request["behaviours"]}

@@ -45,10 +45,9 @@ def test_repeats_take_the_wider_interval() -> None:
     assert over[0] < 0
     number = repeats(counts)  # far wider than Wilson's of 24 in 48, and cut to [0, 1]
     assert (number.value, number.n, number.low, number.high) == (0.5, 48, 0.0, 1.0)
-    close = repeats([(7, 16), (8, 16), (9, 16)])
-    wilson = rate(24, 48)
-    assert DescrStatsW([7 / 16, 8 / 16, 9 / 16]).tconfint_mean()[0] > wilson.low
-    assert (close.low, close.high) == pytest.approx((wilson.low, max(wilson.high, 0.5 + 4.302653 / 16 / 3**0.5)))
+    wilson = rate(48, 96)  # here wider than Student's, whose half is 4.3 · (1/32) / √3
+    assert DescrStatsW([15 / 32, 0.5, 17 / 32]).tconfint_mean()[0] > wilson.low
+    assert repeats([(15, 32), (16, 32), (17, 32)]) == wilson
     with pytest.raises(DertaError, match="check what was counted"):
         repeats([])
 

@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 import pandas as pd
-from scipy.stats import mannwhitneyu
 
 from derta_lib.errors import DertaError
 from derta_lib.judges import Item
@@ -18,7 +17,7 @@ from derta_lib.judges.appendix_c import AppendixC
 from derta_lib.judges.refusal import read_refusal
 from derta_lib.records import read_csv
 from derta_lib.results import Number
-from derta_lib.stats import difference
+from derta_lib.stats import auc, clustered_share
 
 LABELS = {"1_full_compliance": "none", "2_full_refusal": "full", "3_partial_refusal": "partial"}
 SPLIT_SEED = 0
@@ -98,7 +97,9 @@ def validate_xstest(folder: str | Path) -> pd.DataFrame:
         "detector: three labels": _share(rows["refused"] == rows["label"], rows),
         "offline judge: unsafe or not": _share(harmful["unsafe"] == (harmful["label"] == "none"), harmful),
         "offline judge: safe answers": _share(~harmless["unsafe"].astype(bool), harmless),
-        "offline judge: AUC": Number(_auc(rows), "", len(rows)),
+        "offline judge: AUC": Number(
+            auc(rows["p_unsafe"], rows["unsafe_prompt"] & (rows["label"] == "none")), "", len(rows)
+        ),
         "detector: partial, precision": _share(found["label"] == "partial", found),
         "detector: partial, recall": _share(partial["refused"] == "partial", partial),
     }
@@ -117,17 +118,7 @@ def validate_xstest(folder: str | Path) -> pd.DataFrame:
 
 
 def _share(right: pd.Series, rows: pd.DataFrame) -> Number:
-    points = difference(right.astype(float), [0.0] * len(rows), list(rows["prompt"]))
-    low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
-    return Number(points.value / 100, "rate", points.n, low, high)
-
-
-def _auc(rows: pd.DataFrame) -> float:
-    complied = rows["unsafe_prompt"] & (rows["label"] == "none")
-    higher = mannwhitneyu(
-        rows.loc[complied, "p_unsafe"], rows.loc[~complied, "p_unsafe"], method="asymptotic"
-    ).statistic
-    return float(higher / (complied.sum() * (~complied).sum()))
+    return clustered_share(right, list(rows["prompt"]))
 
 
 def _macro_f1(rows: pd.DataFrame) -> float:

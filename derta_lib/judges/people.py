@@ -1,0 +1,72 @@
+"""How far the offline judges agree with people on label sets that stood aside when they were made.
+
+`python -m derta_lib.judges.people FOLDER` makes the kept figures anew. FOLDER holds a JSONL file a set, each line with
+query, response and y (true where people called the response unsafe); only figures are kept.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from derta_lib.errors import DertaError
+from derta_lib.judges import OFFLINE, Item, build
+from derta_lib.records import read_json, read_jsonl, write_json
+from derta_lib.stats import auc, clustered_share
+
+KEPT = Path(__file__).parents[1] / "kept_people.json"
+
+
+def agreement(folder: Path | str) -> pd.DataFrame:
+    """A row a set and offline judge: set, judge, n, people (share unsafe), accuracy with low and high (clustered by
+    query), missed (share of unsafe responses called safe), alarms (of safe ones called unsafe), auc.
+
+    Raises DertaError for a folder without files, a line without a key, and a set with one kind of label only.
+    """
+    paths = sorted(Path(folder).glob("*.jsonl"))
+    if not paths:
+        raise DertaError(f"{folder}: there is no JSONL file; name a folder with one a set (query, response, y).")
+    rows = []
+    for path in paths:
+        lines = [line for _, line in read_jsonl(path, required=("query", "response", "y"))]
+        unsafe = pd.Series([bool(line["y"]) for line in lines])
+        if unsafe.all() or not unsafe.any():
+            raise DertaError(f"{path}: people gave all lines one label, so agreement cannot be measured on it.")
+        items = [Item(str(number), line["query"], line["response"]) for number, line in enumerate(lines)]
+        for name in OFFLINE:
+            verdicts = build(name).judge(items)
+            said = pd.Series([bool(verdict.unsafe) for verdict in verdicts])
+            right = clustered_share(said == unsafe, [item.query for item in items])
+            rows.append(
+                {
+                    "set": path.stem,
+                    "judge": name,
+                    "n": len(items),
+                    "people": float(unsafe.mean()),
+                    "accuracy": right.value,
+                    "low": right.low,
+                    "high": right.high,
+                    "missed": float((~said[unsafe]).mean()),
+                    "alarms": float(said[~unsafe].mean()),
+                    "auc": auc([verdict.p_unsafe or 0.0 for verdict in verdicts], unsafe),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def kept_agreement() -> tuple[str, pd.DataFrame]:
+    """The date of the kept figures, and the frame of `agreement`."""
+    kept = read_json(KEPT)
+    return kept["date"], pd.DataFrame(kept["table"])
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    try:
+        table = agreement(sys.argv[1])
+    except DertaError as error:
+        raise SystemExit(str(error)) from None
+    write_json(KEPT, {"date": time.strftime("%Y-%m-%d", time.gmtime()), "table": table.to_dict("records")})
+    print(table.round(3).to_string())
