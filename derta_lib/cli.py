@@ -162,7 +162,7 @@ def position(
 @cli.command()
 def seeds(
     out: Annotated[Path, typer.Option(help="JSON file for outcomes, machine, budget and date.")],
-    profile: Annotated[str, typer.Option(help="Profile of notebooks/profiles whose budget is taken.")] = "gpu",
+    profile: Annotated[str, typer.Option(help="Profile of notebooks/profiles whose budget is taken.")] = "seeds",
     seeds: Annotated[int, typer.Option(help="Trainings of each component: seeds 0, 1, ...")] = 5,
     workers: Annotated[int, typer.Option(help="Trainings at once.")] = 1,
 ) -> None:
