@@ -23,7 +23,9 @@ class Number:
     def parts(self) -> dict[str, str]:
         """As text: `value`, and `interval` and `n` where they are known."""
         scale, digits, suffix = (100, 1, " %") if self.unit == "rate" else (1, 2, f" {self.unit}" if self.unit else "")
-        parts = {"value": f"{self.value * scale:.{digits}f}{suffix}"}
+        if self.unit != "rate" and not 0.2 <= abs(self.value) < 1000:
+            digits = 0 if abs(self.value) >= 1000 else 3 if self.value else 2
+        parts = {"value": f"{self.value * scale:,.{digits}f}{suffix}"}
         if self.low is not None and self.high is not None:
             parts["interval"] = f"{self.low * scale:.{digits}f} to {self.high * scale:.{digits}f}"
         return parts if self.n is None else parts | {"n": str(self.n)}
