@@ -115,7 +115,8 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
         chains.insert(0, ["vanilla", DPO])  # first, since it takes longest
     machine = environment()
     started, records = time.monotonic(), []
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    # a process a task: what a training has taken of the memory goes back with it
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         running = [pool.submit(measure, chain, seed, budget) for chain in chains for seed in range(seeds)]
         for done in tqdm(as_completed(running), "trainings", len(running)):
             records.extend(done.result())

@@ -27,7 +27,7 @@ def fake(methods, seed, budget):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "measure", fake)
-    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context, **_: ThreadPoolExecutor(workers))
     return seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoke", 2, 3)
 
 
@@ -59,7 +59,7 @@ def test_dpo_is_made_where_its_vanilla_checkpoint_is(tmp_path, monkeypatch):
         return []
 
     monkeypatch.setattr(seeds, "measure", measure)
-    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(1))
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context, **_: ThreadPoolExecutor(1))
     monkeypatch.setattr(seeds, "read_seeds", lambda path: None)
     seeds.make_seeds(tmp_path / "seeds.json", ROOT, "cpu", 1, 1)
     assert asked[0] == (("vanilla", "dpo"), 0)
