@@ -2,7 +2,6 @@
 
 import os
 
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -167,17 +166,6 @@ def test_xstest_in_another_encoding_is_named(tmp_path):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(DertaError, match=r"tiny\.csv, line 2: not UTF-8"):
         xstest.read_xstest(tmp_path)
-
-
-def test_the_auc_is_the_share_of_pairs_in_order():
-    rows = pd.DataFrame(
-        {
-            "p_unsafe": [0.9, 0.4, 0.4, 0.1, 0.8],
-            "unsafe_prompt": [True, True, True, True, False],
-            "label": ["none", "none", "full", "full", "none"],
-        }
-    )
-    assert xstest._auc(rows) == pytest.approx((3 + 1.5) / 6)  # 0.9 beats three; 0.4 beats one and ties with one
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from derta_lib.errors import DertaError
 from derta_lib.results import Number
-from derta_lib.stats import JudgeError, corrected_rate, difference, mean, rate, repeats
+from derta_lib.stats import JudgeError, auc, clustered_share, corrected_rate, difference, mean, rate, repeats
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 50), (1, 50), (25, 50), (50, 50), (333, 1000)])
@@ -93,6 +93,22 @@ def test_difference_covers_the_truth() -> None:
 def test_difference_refuses_what_is_not_paired(a: list, b: list, clusters: list) -> None:
     with pytest.raises(DertaError):
         difference(a, b, clusters)
+
+
+def test_auc_is_the_share_of_pairs_in_order() -> None:
+    """0.9 beats three of the others; 0.4 beats one, ties with one and loses to one: 4.5 of 6 pairs."""
+    assert auc([0.9, 0.4, 0.4, 0.1, 0.8], [True, True, False, False, False]) == pytest.approx(4.5 / 6)
+
+
+def test_clustered_share_of_single_rows_is_the_binomial_interval() -> None:
+    """A cluster a row: near the exact interval. The same rows ten times over change nothing."""
+    right = np.arange(200) < 130
+    number = clustered_share(right, range(200))
+    exact = proportion_confint(130, 200, method="beta")
+    assert (number.value, number.n, number.unit) == (0.65, 200, "rate")
+    assert (number.low, number.high) == pytest.approx(exact, abs=0.01)
+    copied = clustered_share(np.repeat(right, 10), np.repeat(np.arange(200), 10).tolist())
+    assert (copied.value, copied.low, copied.high) == pytest.approx((number.value, number.low, number.high))
 
 
 def test_corrected_rate_by_hand() -> None:
