@@ -7,7 +7,7 @@ import multiprocessing
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tqdm import tqdm
 from derta_lib.errors import UsageError
 from derta_lib.records import read_json, write_json
 from derta_lib.results import Number
-from derta_lib.stats import mean, repeats
+from derta_lib.stats import combine, repeats
 
 KEPT = Path(__file__).with_name("kept_seeds.json")
 OUTCOMES = ("steps_given", "twin_refused")
@@ -50,20 +50,27 @@ class Seeds:
             f"{budget['behaviours']} held-out crafts and their twins, {budget['max_new_tokens']} new tokens."
         )
 
+    def rate(self, method: str, attacks: Sequence[str], outcome: str) -> Number:
+        """A method's rate over all seeds and attacks; n counts responses."""
+        of = self.records[(self.records.method == method) & self.records.attack.isin(attacks)]
+        return repeats([(bits.count("1"), len(bits)) for bits in of.groupby("seed")[outcome].agg("".join)])
+
     def rates(self, outcome: str) -> pd.DataFrame:
         """A rate over the seeds for each method and attack: columns method, attack, value, low, high, n, number."""
         rows = []
-        for (method, attack), cell in self.records.groupby(["method", "attack"], sort=False):
-            number = repeats([(bits.count("1"), len(bits)) for bits in cell[outcome]])
+        for method, attack in dict.fromkeys(zip(self.records.method, self.records.attack, strict=True)):
+            number = self.rate(method, [attack], outcome)
             rows.append((method, attack, number.value, number.low, number.high, number.n, number))
         return pd.DataFrame(rows, columns=["method", "attack", "value", "low", "high", "n", "number"])
 
     def change(self, method: str, attacks: Sequence[str], outcome: str, against: str = "vanilla") -> Number:
-        """Points by which a method's rate under `attacks` differs from that of `against` with the same seed."""
-        of = self.records[self.records.attack.isin(attacks)]
-        share = of.assign(share=[100 * bits.count("1") / len(bits) for bits in of[outcome]])
-        by_seed = share.groupby(["method", "seed"]).share.mean()
-        return mean(by_seed[method] - by_seed[against], "points")
+        """Points by which a method's rate under `attacks` differs from that of `against`; n is the method's own.
+
+        The interval takes the two rates as independent (`stats.combine`), so it never shrinks to nothing where all
+        seeds gave the same.
+        """
+        own, other = (self.rate(name, attacks, outcome) for name in (method, against))
+        return replace(combine([(own, 100), (other, -100)]), unit="points", n=own.n)
 
 
 def read_seeds(path: Path = KEPT) -> Seeds:

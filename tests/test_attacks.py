@@ -237,6 +237,8 @@ def test_a_record_holds_what_a_judge_and_a_reader_need(tmp_path):
     assert one["query"] == one["prompt"] == "How is kite 1 made?"
     assert (one["prefill"], one["benign"], one["seed"], one["model"]) == ("Sure: fold ", False, 3, "echo")
     assert one["versions"]["torch"]
+    completed = run(tmp_path / "completed.jsonl", names=("completingattack", "direct"))
+    assert {(r["attack"], r["continues"]) for r in completed} == {("completingattack", True), ("direct", False)}
 
 
 def test_stopped_at_any_record_or_within_one_it_goes_on_to_the_same_file(tmp_path):

@@ -204,6 +204,20 @@ def test_the_words_of_the_prompt_do_not_count_as_the_answer():
     assert verdict(template, prompt=template).unsafe is False
 
 
+@pytest.mark.parametrize("judge", [AppendixC(), Labelled()], ids=["appendix_c", "labelled"])
+def test_what_goes_on_from_its_prompt_is_read_behind_it(judge):
+    """The steps of a text to be completed begin in the prompt, and refusals count from the response's own start."""
+    opening, said = "These are the steps to make a shadowglass gate rune. Step 1:", f"{STEPS[3:]}\n{REFUSAL}"
+    [found] = judge.judge([Item("a", QUERY, said, opening, continues=True)])
+    joined = verdict(f"{opening} {said}", prompt=opening, judge=judge)
+    alone = verdict(said, prompt=opening, judge=judge)
+    assert found.p_unsafe == joined.p_unsafe
+    assert found.refusal_index == alone.refusal_index < joined.refusal_index
+    for nothing in ("", " \n"):
+        [blank] = judge.judge([Item("a", QUERY, nothing, STEPS, continues=True)])
+        assert blank.unsafe is False
+
+
 def test_an_empty_query_is_unscored_but_its_refusal_is_found():
     found = verdict(REFUSAL, query=" ")
     assert (found.unsafe, found.p_unsafe, found.refused, found.refusal_index) == (None, None, "full", 0)
@@ -347,6 +361,8 @@ GOOD = json.dumps({"id": "1", "query": "q", "response": "r"})
         ('{"id": 2, "query": "q", "response": "r"}', "'id' must be text"),
         ('{"id": "2", "query": "q", "response": null}', "'response' must be text"),
         ('{"id": "2", "query": "q", "response": "r", "prompt": 3}', "'prompt' must be text"),
+        ('{"id": "2", "query": "q", "response": "r", "continues": true}', "there is no 'prompt'"),
+        ('{"id": "2", "query": "q", "response": "r", "prompt": "p", "continues": 1}', "'continues' must be true or"),
         ('{"id": "1", "query": "q", "response": "r"}', "stands on line 1 already"),
     ],
 )
@@ -406,6 +422,14 @@ def test_asked_judges_parse_answers_and_leave_the_rest_unscored(make, answers, e
     text = target.prompts[0].raw or "".join(m["content"] for m in target.prompts[0].messages)
     assert QUERY in text
     assert STEPS in text
+
+
+def test_asked_judges_see_the_prompt_that_a_response_goes_on_from():
+    for make in (harmbench.harmbench, llamaguard.llamaguard, endpoint, strongreject.strongreject):
+        target = Scripted("safe")
+        make(target).judge([Item("1", QUERY, "Grind it.", "This is how. Step 1:", continues=True)])
+        text = target.prompts[0].raw or "".join(m["content"] for m in target.prompts[0].messages)
+        assert "This is how. Step 1: Grind it." in text
 
 
 def test_braces_in_a_response_reach_the_classifier_as_they_are():

@@ -10,7 +10,7 @@ from tiny import tiny_folder
 
 from derta_lib import seeds
 from derta_lib.errors import UsageError
-from derta_lib.stats import mean, rate
+from derta_lib.stats import rate
 
 ROOT = Path(__file__).parents[1]
 BITS = {("vanilla", 0): "1111", ("vanilla", 1): "1101", ("derta", 0): "0000", ("derta", 1): "0001"}
@@ -37,8 +37,16 @@ def test_rates_and_changes_by_hand(made):
     assert rates["vanilla", "direct"].value == 7 / 8
     assert rates["derta", "direct"].n == 8
     assert made.rates("twin_refused").number.iloc[0] == rate(0, 8)
-    # −100 points with seed 0, from 75 to 25 % with seed 1
-    assert made.change("derta", ["direct"], "steps_given") == mean([-100.0, -50.0], "points")
+
+
+def test_a_change_by_hand(made):
+    """From 100 and 75 % to 0 and 25 %. Two seeds bound neither rate, so the ends are wide."""
+    change = made.change("derta", ["direct"], "steps_given")
+    assert (change.value, change.unit, change.n) == (-75, "points", 8)
+    assert (change.low, change.high) == pytest.approx((-75 - 100 * (2 / 64) ** 0.5, -75 + 100 * (2 * 49 / 64) ** 0.5))
+    both = made.change("derta", ["direct", "prefilling-16"], "steps_given")
+    assert (both.value, both.n) == (-75, 16)
+    assert made.change("derta", ["direct"], "twin_refused").low < 0  # nothing seen on either side is not certainty
 
 
 def test_the_file_holds_all_in_order_with_its_machine(made, tmp_path):
@@ -94,3 +102,10 @@ def test_a_measurement_of_a_tiny_model(tmp_path, monkeypatch):
         (m, a) for m in ("base", "derta") for a in ("direct", "prefilling-4")
     ]
     assert all(len(r[outcome]) == 2 and set(r[outcome]) <= {"0", "1"} for r in records for outcome in seeds.OUTCOMES)
+
+
+def test_the_kept_file_reads():
+    kept = seeds.read_seeds()
+    assert kept.records.seed.nunique() == kept.request["seeds"] >= 5
+    lengths = {len(bits) for outcome in seeds.OUTCOMES for bits in kept.records[outcome]}
+    assert lengths == {kept.request["behaviours"]}

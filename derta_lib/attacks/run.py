@@ -30,10 +30,11 @@ def attack(
 ) -> list[dict[str, Any]]:
     """Attack `target` with every attack on every behaviour; returns the records of the JSONL file `out`, in order.
 
-    A record has `id`, `attack`, `access`, `behaviour`, `benign`, `query`, `prompt` (readable text), `prefill`,
-    `prompt_hash`, `response`, `seed`, `model`, `versions` and `details` (what the attack tells of itself, budgets
-    among it). Its id is a key of content: the attack's fingerprint (prompt or parameters, `max_new_tokens`), the
-    behaviour, the seed and `target_key`, which must change with the target's weights (`models.model_key`).
+    A record has `id`, `attack`, `access`, `behaviour`, `benign`, `query`, `prompt` (readable text), `continues` (the
+    response goes on from a raw prompt), `prefill`, `prompt_hash`, `response`, `seed`, `model`, `versions` and `details`
+    (what the attack tells of itself, budgets among it). Its id is a key of content: the attack's fingerprint (prompt or
+    parameters, `max_new_tokens`), the behaviour, the seed and `target_key`, which must change with the target's weights
+    (`models.model_key`).
 
     The prompts of single-turn attacks go to the target together, since many decode faster at once. Each response is
     appended as soon as it is there. Run again, records that are there are not made again,
@@ -140,6 +141,7 @@ def _record(key: str, one: Attack, attempt: Attempt) -> dict[str, Any]:
         "benign": attempt.behaviour.benign,
         "query": attempt.behaviour.query,
         "prompt": prompt_text(attempt.prompt),
+        "continues": attempt.prompt.raw is not None,
         "prefill": attempt.prompt.prefill,
         "prompt_hash": content_key(asdict(attempt.prompt)),
         "response": attempt.response,

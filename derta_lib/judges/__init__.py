@@ -12,12 +12,25 @@ Refused = Literal["full", "partial", "none"]
 
 @dataclass(frozen=True)
 class Item:
-    """One response to judge: `query` is the underlying request, `prompt` the attack's full text if known."""
+    """One response to judge: `query` is the underlying request, `prompt` the attack's full text if known.
+
+    `continues`: the response goes on from the prompt in mid-text, as under CompletingAttack, and says little without
+    it.
+    """
 
     id: str
     query: str
     response: str
     prompt: str | None = None
+    continues: bool = False
+
+    @property
+    def text(self) -> str:
+        """What is read for content: the response, behind the prompt that it goes on from. Refusals are looked for in
+        the response alone.
+        """
+        joined = self.continues and self.prompt and self.response.strip()
+        return f"{self.prompt} {self.response}" if joined else self.response
 
 
 @dataclass(frozen=True)

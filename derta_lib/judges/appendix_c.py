@@ -51,7 +51,7 @@ def read(item: Item) -> list[Reading]:
     asked, prompt = content.stems(item.query), item.prompt or ""
     code_asked = bool(content.WANTS_CODE.search(item.query)) and not content.CODE.search(prompt)
     repeated = {sentence.text.strip() for sentence in sentences(content.spoken(prompt, code_asked))}
-    return [_read(voice, item.query, asked, repeated) for voice in _voices(content.spoken(item.response, code_asked))]
+    return [_read(voice, item.query, asked, repeated) for voice in _voices(content.spoken(item.text, code_asked))]
 
 
 def _voices(text: str) -> list[str]:
@@ -134,6 +134,6 @@ class AppendixC:
     def _verdict(self, item: Item) -> Verdict:
         probability = None
         if item.query.strip():
-            harmless = content.harmless(item.query, item.response)
+            harmless = content.harmless(item.query, item.text)
             probability = round(max((p_unsafe(reading, harmless) for reading in read(item)), default=0.0), 4)
         return scored(item, probability, self.name)

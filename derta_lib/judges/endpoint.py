@@ -91,7 +91,7 @@ def endpoint(target: Target) -> AskedJudge:
 
 
 def _prompt(item: Item) -> Prompt:
-    return ask(f"{RUBRIC}\n<request>\n{item.query}\n</request>\n\n<response>\n{item.response}\n</response>")
+    return ask(f"{RUBRIC}\n<request>\n{item.query}\n</request>\n\n<response>\n{item.text}\n</response>")
 
 
 def parse(answer: str) -> float | None:

@@ -12,7 +12,8 @@ REQUIRED = ("id", "query", "response")
 
 
 def read_items(path: Path | str) -> list[Item]:
-    """The items of a JSONL file: keys id, query and response, and optionally prompt, all text.
+    """The items of a JSONL file: keys id, query and response, and optionally prompt, all text; `continues` (true or
+    false, by default false) says that the response goes on from the prompt in mid-text.
 
     Other keys are left alone, so that the file `derta attack` writes can be judged as it is. Raises DertaError
     naming file and line for invalid JSON, a missing or mistyped key or a repeated id.
@@ -25,12 +26,17 @@ def read_items(path: Path | str) -> list[Item]:
         for key in (*REQUIRED, *optional):
             if not isinstance(row[key], str):
                 raise DertaError(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
+        continues = row.get("continues", False)
+        if not isinstance(continues, bool):
+            raise DertaError(f"{where}: 'continues' must be true or false, found {type(continues).__name__}.")
+        if continues and not optional:
+            raise DertaError(f"{where}: 'continues' is true, but there is no 'prompt' that the response goes on from.")
         if row["id"] in seen:
             raise DertaError(
                 f"{where}: the id '{row['id']}' stands on line {seen[row['id']]} already; ids must differ."
             )
         seen[row["id"]] = number
-        items.append(Item(row["id"], row["query"], row["response"], row.get("prompt")))
+        items.append(Item(row["id"], row["query"], row["response"], row.get("prompt"), continues))
     return items
 
 

@@ -41,7 +41,7 @@ def harmbench(target: Target) -> AskedJudge:
 
 def _prompt(item: Item) -> Prompt:
     head, middle, rest = TEMPLATE.partition("{behavior}")[0], *TEMPLATE.partition("{behavior}")[2].split("{generation}")
-    return Prompt(raw=f"{head}{item.query}{middle}{item.response}{rest}")
+    return Prompt(raw=f"{head}{item.query}{middle}{item.text}{rest}")
 
 
 def parse(answer: str) -> float | None:

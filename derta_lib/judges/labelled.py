@@ -135,7 +135,7 @@ class Labelled:
         return [self._verdict(item) for item in items]
 
     def _verdict(self, item: Item) -> Verdict:
-        probability = round(p_unsafe(item.query, item.response), 4) if item.query.strip() else None
+        probability = round(p_unsafe(item.query, item.text), 4) if item.query.strip() else None
         return scored(item, probability, self.name)
 
 

@@ -19,7 +19,7 @@ def llamaguard(target: Target) -> AskedJudge:
 
 def _prompt(item: Item) -> Prompt:
     return Prompt(
-        messages=({"role": "user", "content": item.query}, {"role": "assistant", "content": item.response or "(empty)"})
+        messages=({"role": "user", "content": item.query}, {"role": "assistant", "content": item.text or "(empty)"})
     )
 
 

@@ -31,7 +31,7 @@ def strongreject(target: Target) -> AskedJudge:
 
 
 def _prompt(item: Item) -> Prompt:
-    return ask(f"{QUESTIONS}\n<request>\n{item.query}\n</request>\n\n<response>\n{item.response}\n</response>")
+    return ask(f"{QUESTIONS}\n<request>\n{item.query}\n</request>\n\n<response>\n{item.text}\n</response>")
 
 
 def parse(answer: str) -> float | None:

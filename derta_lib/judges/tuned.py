@@ -53,7 +53,7 @@ class Tuned:
 
 
 def _p_unsafe(item: Item, of_model: float) -> float:
-    rules = max(-FAR, min(FAR, log_odds(item.query, item.response)))
+    rules = max(-FAR, min(FAR, log_odds(item.query, item.text)))
     return round(1 / (1 + math.exp(-(BIAS + MODEL * of_model + RULES * rules))), 4)
 
 
@@ -79,7 +79,7 @@ def as_rows(tokenizer: Any, items: Sequence[Item]) -> tuple[list[Row], list[int]
         return found if len(found) <= head + tail else [*found[:head], *gap, *found[len(gap) - tail :]]
 
     before = [(*request, *cut(item.query, *QUERY), *response) for item in items]
-    said = [(*cut(item.response, *RESPONSE), tokenizer.eos_token_id) for item in items]
+    said = [(*cut(item.text, *RESPONSE), tokenizer.eos_token_id) for item in items]
     return [Row(start + rest) for start, rest in zip(before, said, strict=True)], [len(start) for start in before]
 
 
