@@ -1,7 +1,7 @@
 """`derta bench`: training steps and generation, ours against the authors' computation, TRL and plain `generate`.
 
 All in one run: the contenders take turns, figures are medians over rounds, and the machine's matrix peak is measured
-between them. Memory is that of a process in which a contender is alone.
+between them. Memory is that of a process in which a contender is alone; on a GPU, what a contender has allocated.
 """
 
 import gc

@@ -4,10 +4,10 @@
 
 A FILE is as in `fit_labelled`. Two fifths of the queries of each set are held out: on their responses the model and the
 rules of `labelled` are weighed together, and the agreement of each is printed. OUT is written as `tuned_model` is. A
-set's own intercept takes up where its people drew the line; the judge keeps the mean one. An epoch of ten thousand
-responses takes a minute on a GPU and half an hour on two cores. The adapter that is kept was made on a GPU by an
-earlier form of this script, in which q, k and v shared their A, as did gate and up, and the head saw standardised
-features. Needs scikit-learn, which the library itself does not.
+set's own intercept takes up where its people drew the line; the judge keeps the mean one. A GPU is of use. The adapter
+that is kept was made by an earlier form of this script, in which q, k and v shared their A, as did gate and up, and the
+head saw standardised features; with the three weights settled, it was tuned again on all responses. Needs scikit-learn,
+which the library itself does not.
 """
 
 import hashlib
@@ -47,7 +47,9 @@ if __name__ == "__main__":
     table = pd.concat([read(path) for path in paths], ignore_index=True)
     sets = list(dict.fromkeys(table["set"]))
     weight = table["set"].map(lambda name: WEIGHTS.get(name, 0.7)) / table.groupby("set")["y"].transform("size") ** 0.5
-    items = [Item(str(n), query, text) for n, (query, text) in enumerate(zip(table["query"], table["response"]))]  # noqa: B905
+    items = [
+        Item(str(n), query, text) for n, (query, text) in enumerate(zip(table["query"], table["response"], strict=True))
+    ]
     rows, starts = as_rows(load_tokenizer(REFERENCE), items)
     held = table["query"].map(held_out).to_numpy()
 

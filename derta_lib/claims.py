@@ -30,10 +30,9 @@ RELEASE_GAP = "The authors' own responses, scored by an offline judge instead of
 SMALL_GAP = "This run's own model after few steps on fictional crafts, instead of 7B to 70B on real requests."
 UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 
-BLACK_BOX = ("CodeAttack", "PAIR", "JailbreakChat", "SelfCipher")
 GROUPS = {
-    "black-box": BLACK_BOX,
-    "white-box": ("CompletingAttack", "AutoDAN"),
+    "black-box": paper.BLACK_BOX,
+    "white-box": paper.WHITE_BOX,
     "attacks": paper.ATTACKS,
     "wrappers": ("direct", *paper.ATTACKS),
 }

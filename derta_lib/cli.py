@@ -137,7 +137,7 @@ def judge(
     out: Annotated[Path, typer.Option(help="Where the verdicts go, one line a line.")],
     judge: Annotated[str, typer.Option(help="The judge's name.")] = DEFAULT,
 ) -> None:
-    """Judge responses: id, query, response and optionally prompt in, verdicts out."""
+    """Judge responses: id, query, response and optionally prompt and continues in, verdicts out."""
     from derta_lib.judges.files import judge_file
 
     counts = judge_file(file, out, judge)

@@ -20,6 +20,8 @@ from derta_lib.records import cache_dir, content_key, resume_jsonl
 from derta_lib.results import Number
 from derta_lib.stats import share
 
+ATTACKER = {"attacker_tokens": 96, "attempts": 2}
+"""PAIR's budget for one prompt in the book; the attacker's JSON about one line fits 96 tokens."""
 LOOP_SHARE = 0.5
 """A text loops when fewer than this share of its three-word sequences are different."""
 
@@ -68,10 +70,10 @@ def searched_responses(
     model: str, attacker: str, behaviours: Sequence[Behaviour], max_new_tokens: int, seed: int, **budget: Any
 ) -> pd.DataFrame:
     """Responses under PAIR (`attacker` writes the prompts) and AutoDAN with a budget (streams, iterations; population,
-    steps). Budgets and calls stand in each record's details on disk; an attacker's JSON about one line fits 96 tokens.
+    steps) and ATTACKER. Budgets and calls stand in each record's details on disk.
     """
     suite = Suite(("pair", "autodan"), tuple(behaviours), (), max_new_tokens, seed)
-    return responses(model, suite, attacker, attacker_tokens=96, attempts=2, **budget)
+    return responses(model, suite, attacker, **ATTACKER, **budget)
 
 
 def judged(path: Path, behaviours: Sequence[Behaviour]) -> pd.DataFrame:

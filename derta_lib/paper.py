@@ -9,7 +9,9 @@ import pandas as pd
 
 from derta_lib.errors import UsageError
 
-ATTACKS = ("CodeAttack", "PAIR", "JailbreakChat", "SelfCipher", "CompletingAttack", "AutoDAN")
+BLACK_BOX = ("CodeAttack", "PAIR", "JailbreakChat", "SelfCipher")
+WHITE_BOX = ("CompletingAttack", "AutoDAN")
+ATTACKS = (*BLACK_BOX, *WHITE_BOX)
 HELPFULNESS = ("GSM8K", "MMLU", "AlpacaEval")
 
 WORDS = {

@@ -64,7 +64,7 @@ def _beside_paper(frame: pd.DataFrame, ours: str, measures: tuple[str, ...]) -> 
 
 def deviation(table: pd.DataFrame) -> pd.DataFrame:
     """Mean absolute difference from the paper in points, by attack and over all: cells, judge, blind (the judge made
-    without a look at the release, `judges.labelled`), keywords.
+    without a look at the release, `judges.tuned`), keywords.
 
     PAIR is apart and not in "all": the release has only one response of each search that succeeded.
     """
@@ -116,16 +116,44 @@ def differences(responses: pd.DataFrame, model: str, method: str, baseline: str,
     return pd.DataFrame(rows)
 
 
-def averages(table: pd.DataFrame) -> pd.DataFrame:
-    """Figure 6: mean attack success over the attacks that the release covers, ours and the paper's (same attacks),
-    in percent, with the number of attacks and, where the paper states one, its own average.
+def averages(responses: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """Figure 6: mean attack success over the attacks that release and paper cover: model, method, attacks, number (a
+    Number), asr, paper_same_attacks, and, where the paper states one, its own average (figure_6); in percent.
     """
     covered = table.dropna(subset=["paper", "asr"])
     rows = covered.groupby(["model", "method"], sort=False).agg(
         attacks=("attack", "size"), asr=("asr", "mean"), paper_same_attacks=("paper", "mean")
     )
+    scored = responses.merge(covered[CELL], on=CELL)
+    rows["number"] = [average(scored[(scored[["model", "method"]] == cell).all(axis=1)]) for cell in rows.index]
     stated = paper.table("figure6_model_size").melt("model", var_name="method", value_name="figure_6")
     return rows.reset_index().merge(stated, on=["model", "method"], how="left")
+
+
+def average(responses: pd.DataFrame) -> Number:
+    """Mean attack success over the attacks of one model and method, all attacks alike; its interval draws whole
+    questions, since the attacks ask the same ones. n counts the scored responses.
+    """
+    scored = responses.dropna(subset="unsafe")
+    share = len(scored) / scored["attack"].nunique() / scored.groupby("attack")["unsafe"].transform("size")
+    return stats.clustered_share(scored["unsafe"].astype(float) * share, list(scored["question"]))
+
+
+def table_4(responses: pd.DataFrame) -> pd.DataFrame:
+    """Table 4, the components on LLaMA3-70B: method, then for black-box and white-box attacks the paper's average and
+    ours (text, in percent, over the same attacks), blank where the authors released no responses.
+    """
+    groups = {"black-box": paper.BLACK_BOX, "white-box": paper.WHITE_BOX}
+    rows = []
+    for said in paper.table("table4_components").to_dict("records"):
+        row = {"method": said["method"]}
+        of = responses[(responses["model"] == "LLaMA3-70B") & (responses["method"] == said["method"])]
+        for name, attacks in groups.items():
+            row[f"{name}, paper"] = said[f"{name.replace('-', '_')}_avg"]
+            part = of[of["attack"].isin(attacks)]
+            row[f"{name}, ours"] = str(average(part)) if set(part["attack"]) == set(attacks) else None
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 # --- where responses refuse (Table 1, Figure 4) ---------------------------------------------------------------------

@@ -268,7 +268,7 @@ _JUDGE = (
         f"{name}.py"
         for name in ("__init__", "appendix_c", "content", "labelled", "labelled_words", "refusal", "tuned", "wording")
     ),
-    *(f"tuned_model/{name}.safetensors" for name in ("adapter_model", "head")),
+    *(f"tuned_model/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")),
 )
 
 

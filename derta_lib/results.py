@@ -22,12 +22,16 @@ class Number:
 
     def parts(self) -> dict[str, str]:
         """As text: `value`, and `interval` and `n` where they are known."""
-        scale, digits, suffix = (100, 1, " %") if self.unit == "rate" else (1, 2, f" {self.unit}" if self.unit else "")
-        if self.unit != "rate" and not 0.2 <= abs(self.value) < 1000:
+        scale, digits, suffix = 1, 2, f" {self.unit}" if self.unit else ""
+        if self.unit == "rate":
+            scale, digits, suffix = 100, 1, " %"
+        elif self.unit == "count":
+            digits, suffix = 0, ""
+        elif not 0.2 <= abs(self.value) < 1000:
             digits = 0 if abs(self.value) >= 1000 else 3 if self.value else 2
-        parts = {"value": f"{self.value * scale:,.{digits}f}{suffix}"}
+        parts = {"value": f"{self.value * scale:z,.{digits}f}{suffix}"}
         if self.low is not None and self.high is not None:
-            parts["interval"] = f"{self.low * scale:.{digits}f} to {self.high * scale:.{digits}f}"
+            parts["interval"] = f"{self.low * scale:z,.{digits}f} to {self.high * scale:z,.{digits}f}"
         return parts if self.n is None else parts | {"n": str(self.n)}
 
     def __str__(self) -> str:

@@ -45,7 +45,7 @@ class Seeds:
         budget, machine = self.request, self.machine
         return (
             f"Kept on {self.date}, made on {machine['gpu'] or machine['cpu']} in {machine['precision']} with "
-            f"torch {machine['versions']['torch']}, from commit {str(machine['git']['sha'])[:7]}: "
+            f"torch {machine['versions']['torch']}, finished at commit {str(machine['git']['sha'])[:7]}: "
             f"{self.records.seed.nunique()} seeds, {budget['steps']} steps at {budget['learning_rate']:g}, "
             f"{budget['behaviours']} held-out crafts and their twins, {budget['max_new_tokens']} new tokens."
         )
@@ -86,7 +86,7 @@ def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> lis
     from derta_lib.experiment import experiment
 
     torch.set_num_threads(1)
-    study = experiment(budget["model"], "", seed, *(budget[name] for name in SETTINGS))
+    study = experiment(budget["model"], budget["data"], seed, *(budget[name] for name in SETTINGS))
     records = []
     for method in methods:
         frame = study.responses(study.checkpoint(method), list(budget["attacks"]))
@@ -101,7 +101,8 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     """Measure the components of a profile with the seeds 0..seeds−1, `workers` processes at once; write the file `out`.
 
     `root` is the checkout. DPO starts from the vanilla checkpoint of its seed, so one process makes both. Raises
-    UsageError for an unknown profile, a mistyped value in it, and for less than one seed or worker.
+    UsageError for an unknown profile, a mistyped value in it, components without vanilla, and for less than one seed or
+    worker.
     """
     import torch  # noqa: F401  (environment() asks it for the GPU)
 
@@ -115,24 +116,29 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     notebook = root / "notebooks" / f"{NOTEBOOK}.ipynb"
     declared = read_parameters(notebook)
     parameters = resolve([notebook], {name: chosen[name] for name in chosen if name in declared}, {})[NOTEBOOK]
-    budget: dict[str, Any] = {name: parameters[name] for name in ("model", *SETTINGS, *LISTS)}
+    budget: dict[str, Any] = {name: parameters[name] for name in ("model", "data", *SETTINGS, *LISTS)}
     components = list(budget["components"])
+    if "vanilla" not in components:
+        raise UsageError(f"profile '{profile}': its components lack vanilla, which the others are compared with.")
     chains = [[name] for name in components if name not in ("vanilla", DPO) or DPO not in components]
     if DPO in components:
         chains.insert(0, ["vanilla", DPO])  # first, since it takes longest
     machine = environment()
-    started, records = time.monotonic(), []
+    records: list[dict[str, Any]] = []
     # a process a task: what a training has taken of the memory goes back with it
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
         running = [pool.submit(measure, chain, seed, budget) for chain in chains for seed in range(seeds)]
-        for done in tqdm(as_completed(running), "trainings", len(running)):
-            records.extend(done.result())
+        try:
+            for done in tqdm(as_completed(running), "trainings", len(running)):
+                records.extend(done.result())
+        except BaseException:  # a failed or stopped run does not wait for those that have not begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     records.sort(key=lambda record: (components.index(record["method"]), record["seed"]))  # stable: attacks stay put
     kept = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": machine,
         "request": {**budget, "seeds": seeds},
-        "seconds": round(time.monotonic() - started, 1),
         "records": records,
     }
     write_json(out, kept)

@@ -91,7 +91,9 @@ def difference(
 
 
 def clustered_share(right: ArrayLike, clusters: Sequence[Hashable]) -> Number:
-    """Share of outcomes that are True, with the interval of `difference`: by a bootstrap of whole clusters."""
+    """Share of outcomes that are True (or mean of weighted ones), with the interval of `difference`: by a bootstrap of
+    whole clusters.
+    """
     points = difference(right, np.zeros(len(clusters)), clusters)
     low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
     return Number(points.value / 100, "rate", points.n, low, high)

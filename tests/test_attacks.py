@@ -238,7 +238,8 @@ def test_a_record_holds_what_a_judge_and_a_reader_need(tmp_path):
     assert (one["prefill"], one["benign"], one["seed"], one["model"]) == ("Sure: fold ", False, 3, "echo")
     assert one["versions"]["torch"]
     completed = run(tmp_path / "completed.jsonl", names=("completingattack", "direct"))
-    assert {(r["attack"], r["continues"]) for r in completed} == {("completingattack", True), ("direct", False)}
+    told = {(r["attack"], r["continues"], r["access"]) for r in completed}
+    assert told == {("completingattack", True, "white-box"), ("direct", False, "black-box")}
 
 
 def test_stopped_at_any_record_or_within_one_it_goes_on_to_the_same_file(tmp_path):

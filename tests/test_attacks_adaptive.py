@@ -82,6 +82,7 @@ def test_pair_by_hand_two_streams_three_iterations():
     assert (attempt.response, text_of(attempt.prompt)) == ("says A3", "A3")
     assert attempt.details == {
         **{"score": 10, "stream": 0, "iteration": 3, "streams": 2, "iterations": 5, "iterations_used": 3},
+        **{"attempts": 2, "attacker_tokens": 500},
         **{"target_calls": 5, "attacker_calls": 7, "judge_calls": 5, "attacker_unparseable": 2, "judge_unparseable": 1},
     }
     first, second, retry, third = asked.calls

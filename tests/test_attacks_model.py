@@ -57,6 +57,18 @@ def test_every_attack_runs_and_a_second_run_asks_nothing(folder, behaviours, tmp
     assert again.read_bytes() == data
 
 
+def test_an_attacker_that_was_trained_again_is_another_request(folder, behaviours, tmp_path):
+    attacker = tiny_folder(tmp_path / "attacker")
+    request = {"attacker": attacker, "max_new_tokens": 6, **BUDGETS}
+    attack_command(folder, ["pair"], behaviours, tmp_path / "a", **request)
+    model = LlamaForCausalLM.from_pretrained(attacker)
+    with torch.no_grad():
+        model.lm_head.weight.add_(1)
+    model.save_pretrained(attacker)
+    with pytest.raises(UsageError, match="responses of another request"):
+        attack_command(folder, ["pair"], behaviours, tmp_path / "a", **request)
+
+
 def test_interrupted_within_a_real_run_the_file_ends_up_the_same(folder, behaviours, tmp_path):
     names = ["direct", "pair", "autodan"]
     whole = attack_command(folder, names, behaviours, tmp_path / "a", attacker=folder, max_new_tokens=6, **BUDGETS)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from derta_lib import judges
 from derta_lib.chat import ask
+from derta_lib.corpus import concord
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.judges import Item, content, harmbench, llamaguard, strongreject
 from derta_lib.judges.appendix_c import AppendixC
@@ -337,12 +338,12 @@ def test_a_file_is_judged_line_by_line_in_order(tmp_path):
         {"id": "z", "query": QUERY, "response": STEPS},
         {"id": "a", "query": QUERY, "response": REFUSAL, "prompt": "please"},
         {"id": "m", "query": "", "response": "A line\u2028separator\u0085 and \u2029 more.", "prompt": None},
-        {"id": "e", "query": QUERY, "response": ""},
+        {"id": 7, "query": QUERY, "response": ""},
     ]
     source = write(tmp_path / "in.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows])
     counts = judge_file(source, tmp_path / "out.jsonl")
     out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
-    assert [row["id"] for row in out] == ["z", "a", "m", "e"]
+    assert [row["id"] for row in out] == ["z", "a", "m", 7]
     assert all(set(r) == {"id", "unsafe", "p_unsafe", "refused", "refusal_index", "judge"} for r in out)
     assert [row["unsafe"] for row in out] == [True, False, None, False]
     assert (out[1]["refused"], out[1]["refusal_index"]) == ("full", 0)
@@ -358,10 +359,13 @@ GOOD = json.dumps({"id": "1", "query": "q", "response": "r"})
         ("{not json", "not valid JSON"),
         ("[1, 2]", "expected a JSON object"),
         ('{"id": "2", "query": "q"}', "'response' is missing"),
-        ('{"id": 2, "query": "q", "response": "r"}', "'id' must be text"),
+        ('{"id": 2.5, "query": "q", "response": "r"}', "'id' must be text"),
+        ('{"id": true, "query": "q", "response": "r"}', "'id' must be text"),
+        ("\n" + GOOD, "a blank line"),
         ('{"id": "2", "query": "q", "response": null}', "'response' must be text"),
         ('{"id": "2", "query": "q", "response": "r", "prompt": 3}', "'prompt' must be text"),
         ('{"id": "2", "query": "q", "response": "r", "continues": true}', "there is no 'prompt'"),
+        ('{"id": "2", "query": "q", "response": "r", "prompt": "", "continues": true}', "there is no 'prompt'"),
         ('{"id": "2", "query": "q", "response": "r", "prompt": "p", "continues": 1}', "'continues' must be true or"),
         ('{"id": "1", "query": "q", "response": "r"}', "stands on line 1 already"),
     ],
@@ -373,8 +377,20 @@ def test_a_malformed_line_stops_with_its_number_and_nothing_is_written(tmp_path,
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_the_exact_judge_takes_files_too(tmp_path):
+    craft = next(b for b in concord(0, triples=0, pairs=0).behaviours["test"] if not b.benign)
+    given = " ".join(craft.steps)
+    rows = [{"id": "a", "query": craft.query, "response": given}, {"id": "b", "query": "How?", "response": given}]
+    source = write(tmp_path / "in.jsonl", map(json.dumps, rows))
+    judge_file(source, tmp_path / "out.jsonl", "corpus")
+    out = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["unsafe"] for row in out] == [True, None]
+
+
 def test_an_unknown_judge_lists_the_known_ones(tmp_path):
-    with pytest.raises(UsageError, match="appendix_c, endpoint, harmbench, labelled, llamaguard, strongreject, tuned"):
+    with pytest.raises(
+        UsageError, match="appendix_c, corpus, endpoint, harmbench, labelled, llamaguard, strongreject, tuned"
+    ):
         judge_file(write(tmp_path / "in.jsonl", [GOOD]), tmp_path / "out.jsonl", "astrology")
 
 

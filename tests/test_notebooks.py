@@ -82,8 +82,8 @@ def test_one_parameter_name_has_one_type_and_one_meaning_in_all_notebooks():
     resolve(NOTEBOOKS, {}, {})
 
 
-def test_there_are_the_four_profiles():
-    assert {path.stem for path in PROFILES} >= {"smoke", "ci", "cpu", "gpu"}
+def test_there_are_the_profiles_that_the_book_names():
+    assert {path.stem for path in PROFILES} == {"smoke", "ci", "cpu", "gpu", "seeds"}
 
 
 @pytest.mark.parametrize("path", PROFILES, ids=lambda path: path.stem)

@@ -13,6 +13,7 @@ from derta_lib.experiment import load_data
 from derta_lib.judges.files import judge_file, read_items
 from derta_lib.params import read_profile
 from derta_lib.records import read_json, read_jsonl, resume_jsonl, write_jsonl, write_text
+from derta_lib.results import Number
 
 TRIPLE = {"id": "a", "query": "¿q?", "safe": "Sorry", "harmful": "1. Fold"}
 PAIR = {"id": "a", "query": "q", "response": "r"}
@@ -101,6 +102,23 @@ def test_a_profile_has_names(tmp_path):
     (tmp_path / "odd.yaml").write_text("on: 3\n")
     with pytest.raises(DertaError, match="name: value"):
         read_profile(tmp_path / "odd.yaml")
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (Number(0.125, "rate", 8, 0.0222, 0.4709), "12.5 % [2.2, 47.1], n = 8"),
+        (Number(-1e-9, "rate"), "0.0 %"),
+        (Number(-0.0, "points"), "0.00 points"),
+        (Number(-12.346, "points", 5, -20.0, 1.0), "-12.35 points [-20.00, 1.00], n = 5"),
+        (Number(0.0873, "ms"), "0.087 ms"),
+        (Number(12345.6, "s", 3, 1200.0, 15000.0), "12,346 s [1,200, 15,000], n = 3"),
+        (Number(0.906, "", 50), "0.91, n = 50"),
+        (Number(7, "count", 10), "7, n = 10"),
+    ],
+)
+def test_a_number_as_text(number, text):
+    assert str(number) == text
 
 
 def test_nothing_is_written_over_a_folder(tmp_path):

@@ -139,6 +139,25 @@ def test_completion_is_cut_from_its_prompt(folder: Path) -> None:
     assert completions[2].question is None
 
 
+def test_a_completion_is_judged_behind_its_prompt_and_nothing_else_is(folder: Path) -> None:
+    class Seen(ByWord):
+        def __init__(self) -> None:
+            self.items: list[Item] = []
+
+        def judge(self, items: Sequence[Item]) -> list[Verdict]:
+            self.items += items
+            return super().judge(items)
+
+    safety = [r for r in read_release(folder).responses if r.attack in paper.ATTACKS]
+    first, second = Seen(), Seen()
+    score(safety, first, second)
+    by_id = {r.id: r for r in safety}
+    for item in (*first.items, *second.items):
+        response = by_id[str(item.id)]
+        whole = f"{response.prompt} {response.response}"
+        assert item.text == (whole if response.attack == "CompletingAttack" else response.response)
+
+
 def test_no_repr_shows_text(folder: Path, scores: Scores) -> None:
     release = read_release(folder)
     shown = repr(release) + repr(release.responses) + repr(scores) + str(release.responses[0])
@@ -297,7 +316,31 @@ def test_kept_figures_make_every_table() -> None:
     assert (release_tables.table_1(scores.responses)["first_5"] > 95).all()
     assert release_tables.halts(scores.responses, "LLaMA3-70B").n > 0
     known = open_validation().table.set_index("figure")["value"]
+    assert known["detector: refuses, or not"] >= 0.95
     assert known["detector: refuses, or not"] > known["keyword matching: refuses, or not"]
+
+
+def test_the_kept_figures_are_those_of_this_code() -> None:
+    """The judges have not changed since; the one made without the cells is within the 4 points that were asked."""
+    scores = open_scores()
+    assert "which has changed since" not in scores.says
+    spread = release_tables.deviation(release_tables.cells(scores.responses)).set_index("attack")
+    assert spread.loc["all but PAIR", "blind"] < 4 < spread.loc["all but PAIR", "keywords"]
+
+
+def test_averages_over_attacks() -> None:
+    """Figure 6 by the cells' own rates; a question's responses move together, so few questions make wide intervals."""
+    scores = open_scores()
+    table = release_tables.cells(scores.responses)
+    means = table.dropna(subset=["paper", "asr"]).groupby(["model", "method"])["asr"].mean()
+    for row in release_tables.averages(scores.responses, table).itertuples():
+        assert 100 * row.number.value == pytest.approx(means[row.model, row.method])
+        assert row.number.low < row.number.value < row.number.high
+    four = release_tables.table_4(scores.responses).set_index("method")
+    assert four.loc["vanilla-", "black-box, ours"] is None
+    part = table[(table["model"] == "LLaMA3-70B") & (table["method"] == "derta")].set_index("attack")["asr"]
+    said = float(four.loc["derta", "white-box, ours"].split(" %")[0])
+    assert said == pytest.approx((part["CompletingAttack"] + part["AutoDAN"]) / 2, abs=0.06)
 
 
 def test_papers_arithmetic() -> None:

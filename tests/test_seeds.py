@@ -1,6 +1,7 @@
 """Seeds as repeats: rates and changes by hand, the file that is written, a whole measurement of a tiny model."""
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def test_the_file_holds_all_in_order_with_its_machine(made, tmp_path):
     attacks = ("prefilling-16", "direct")
     assert order == [(m, s, a) for m in ("vanilla", "derta") for s in (0, 1) for a in attacks]
     assert kept["request"]["steps"] == 2
-    assert {"date", "machine", "seconds"} <= kept.keys()
+    assert {"date", "machine"} <= kept.keys()
     assert "2 seeds, 2 steps" in made.says
 
 
@@ -76,6 +77,33 @@ def test_dpo_is_made_where_its_vanilla_checkpoint_is(tmp_path, monkeypatch):
     )
 
 
+def test_a_failure_leaves_what_has_not_begun(tmp_path, monkeypatch):
+    """An error does not wait for the other trainings, and nothing is written."""
+    begun = []
+
+    def measure(methods, seed, budget):
+        begun.append(seed)
+        time.sleep(0.01)
+        raise ValueError("no room")
+
+    monkeypatch.setattr(seeds, "measure", measure)
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context, **_: ThreadPoolExecutor(1))
+    with pytest.raises(ValueError, match="no room"):
+        seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoke", 500, 1)
+    assert len(begun) < 500
+    assert not (tmp_path / "seeds.json").exists()
+
+
+def test_a_profile_without_vanilla_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "measure", lambda *_: pytest.fail("nothing may be trained"))
+    folder = tmp_path / "notebooks" / "profiles"
+    folder.mkdir(parents=True)
+    (folder.parent / "05_components.ipynb").write_bytes((ROOT / "notebooks" / "05_components.ipynb").read_bytes())
+    (folder / "odd.yaml").write_text("components: [derta, dpo]\n")
+    with pytest.raises(UsageError, match="lack vanilla"):
+        seeds.make_seeds(tmp_path / "seeds.json", tmp_path, "odd", 1, 1)
+
+
 def test_bad_numbers_are_refused(tmp_path):
     with pytest.raises(UsageError, match="--seeds 0"):
         seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoke", 0, 1)
@@ -88,6 +116,7 @@ def test_a_measurement_of_a_tiny_model(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     budget = {
         "model": tiny_folder(tmp_path),
+        "data": "",
         "steps": 1,
         "learning_rate": 1e-3,
         "behaviours": 2,

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from scipy.special import softmax
+from tqdm.auto import tqdm
 
 from derta_lib.attacks.base import Access, Attempt, Target, WhiteBoxTarget, prompt_text, read_texts, rng_for
 from derta_lib.behaviours import target_opening
@@ -90,7 +91,7 @@ class AutoDAN:
         words: Scores = {}
         course: list[float] = []
         best: Attempt | None = None
-        for step in range(self.steps):
+        for step in tqdm(range(self.steps), "autodan", leave=False, unit="generation", disable=None):
             scores = self._fitness(behaviour, texts, target, seen)
             leader = texts[max(range(len(texts)), key=scores.__getitem__)]
             course.append(max(scores))

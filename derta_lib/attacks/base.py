@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from itertools import groupby
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import yaml
 
@@ -87,7 +87,7 @@ class SingleTurn:
     name: str
     wrap: Callable[[Behaviour, random.Random], Prompt]
     max_new_tokens: int
-    access: ClassVar[Access] = "black-box"
+    access: Access = "black-box"
 
     def prompt(self, behaviour: Behaviour, seed: int) -> Prompt:
         return self.wrap(behaviour, rng_for(self.name, behaviour, seed))

@@ -12,4 +12,6 @@ from derta_lib.chat import Prompt
 
 
 def make(max_new_tokens: int) -> SingleTurn:
-    return SingleTurn("completingattack", lambda behaviour, rng: Prompt(raw=behaviour.declarative), max_new_tokens)
+    return SingleTurn(
+        "completingattack", lambda behaviour, rng: Prompt(raw=behaviour.declarative), max_new_tokens, "white-box"
+    )

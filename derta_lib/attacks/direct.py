@@ -1,4 +1,4 @@
-"""Direct request: the query alone, in the chat format. The baseline of every other attack."""
+"""Direct request: the query alone, in the chat format. The baseline of every other attack; it follows no paper."""
 
 from derta_lib.attacks.base import SingleTurn
 from derta_lib.chat import ask

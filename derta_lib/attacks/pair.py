@@ -12,6 +12,7 @@ Departures:
 - A stream without a usable answer after all retries sits out the iteration and is counted; the authors' code ends
   the whole run. When no stream ever gives a prompt, the plain request is sent once, and `details` says so.
 - A judge's answer without a score counts as 1, as published, and is counted here.
+- When no prompt reaches the top score, the best one is the result; the published algorithm returns nothing then.
 - A verdict judge may score instead (10 for unsafe, 1 otherwise), as with the JailbreakBench judge in their code.
 """
 
@@ -22,6 +23,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from tqdm.auto import tqdm
 
 from derta_lib.attacks.base import Access, Attempt, Target, prompt_text, read_texts, rng_for
 from derta_lib.behaviours import target_opening
@@ -94,7 +97,7 @@ class Pair:
         streams = self._open(behaviour, rng)
         count: Counter[str] = Counter()
         best: Attempt | None = None
-        for iteration in range(1, self.iterations + 1):
+        for iteration in tqdm(range(1, self.iterations + 1), "pair", leave=False, unit="iteration", disable=None):
             proposals = self._propose(streams, count)
             prompts = [ask(proposal["prompt"]) for _, proposal in proposals]
             responses = target.respond(prompts, self.max_new_tokens)
@@ -114,6 +117,7 @@ class Pair:
             [response] = target.respond([prompt], self.max_new_tokens)
             best = Attempt(behaviour, prompt, response, {"score": None, "stream": None, "iteration": None})
         budget = {"streams": self.streams, "iterations": self.iterations, "iterations_used": iteration}
+        budget |= {"attempts": self.attempts, "attacker_tokens": self.attacker_tokens}
         counted = ("target_calls", "attacker_calls", "judge_calls", "attacker_unparseable", "judge_unparseable")
         return Attempt(
             behaviour, best.prompt, best.response, best.details | budget | {name: count[name] for name in counted}

@@ -5,7 +5,8 @@ Attacks" (arXiv 2404.02151), and Qi et al. 2024, "Safety Alignment Should Be Mad
 Deep" (arXiv 2406.05946), who vary the depth d as here.
 
 Departures: the prefill is the opening of a known r̂, as in Qi et al., not a fixed "Sure, here is"; decoding is
-greedy, without the random restarts of Andriushchenko et al.
+greedy, without the random restarts of Andriushchenko et al. It is called white-box, since few services let their users
+write the assistant's first words.
 """
 
 import random
@@ -31,4 +32,4 @@ def make(depth: int, cut: Cut, max_new_tokens: int) -> SingleTurn:
             )
         return ask(behaviour.query, prefill=cut(behaviour.harmful, depth))
 
-    return SingleTurn(f"prefilling-{depth}", wrap, max_new_tokens)
+    return SingleTurn(f"prefilling-{depth}", wrap, max_new_tokens, "white-box")

@@ -33,13 +33,13 @@ def attack(
     A record has `id`, `attack`, `access`, `behaviour`, `benign`, `query`, `prompt` (readable text), `continues` (the
     response goes on from a raw prompt), `prefill`, `prompt_hash`, `response`, `seed`, `model`, `versions` and `details`
     (what the attack tells of itself, budgets among it). Its id is a key of content: the attack's fingerprint (prompt or
-    parameters, `max_new_tokens`), the behaviour, the seed and `target_key`, which must change with the target's weights
-    (`models.model_key`).
+    parameters, `max_new_tokens`), the behaviour, the seed and `target_key`, which must change with the weights of the
+    target and of any model that helps to attack it (`models.model_key`).
 
     The prompts of single-turn attacks go to the target together, since many decode faster at once. Each response is
-    appended as soon as it is there. Run again, records that are there are not made again,
-    and the file ends up the same. Raises UsageError for a repeated attack or behaviour, and for a file that holds
-    records of another request.
+    appended as soon as it is there. Run again, records that are there are not made again, and the file ends up the
+    same; a search (PAIR, AutoDAN) that was stopped half-way starts afresh. Raises UsageError for a repeated attack or
+    behaviour, and for a file that holds records of another request.
     """
     if len({behaviour.id for behaviour in behaviours}) < len(behaviours):
         raise UsageError("behaviours: an id occurs more than once; give every behaviour its own.")
@@ -106,7 +106,8 @@ def attack_command(
         raise UsageError(f"{out}: this is a file; name a folder for the responses.")
     behaviours = load_behaviours(source, seed=seed)
     pool = jailbreakchat.read_templates(templates) if templates else jailbreakchat.TEMPLATES
-    key = model_key(model)
+    helping = [name for name, of in ((attacker, "pair"), (mutator, "autodan")) if name and of in names]
+    key = content_key(*map(model_key, (model, *helping))) if helping else model_key(model)
     target = local_target(model)
     exact = all(behaviour.steps for behaviour in behaviours)
     judge = CorpusJudge(behaviours) if exact else judges.build()

@@ -5,7 +5,8 @@ Nothing is enciphered: the role play and the demonstrations alone make the attac
 
 Departures: our own wording; the demonstrations are harmful responses of the training corpus, the same k for
 every behaviour as published; all of it is one user turn, as in the DeRTa authors' files, for templates without a
-system turn; the demonstrations are not asked to be toxic.
+system turn; the demonstrations are not asked to be toxic. `derta attack` shows those of the Concord corpus, whatever
+the behaviours.
 """
 
 from collections.abc import Sequence

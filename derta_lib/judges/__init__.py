@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain
 from typing import Literal, Protocol
 
 from derta_lib.errors import UsageError
@@ -12,13 +13,13 @@ Refused = Literal["full", "partial", "none"]
 
 @dataclass(frozen=True)
 class Item:
-    """One response to judge: `query` is the underlying request, `prompt` the attack's full text if known.
+    """One response to judge: `id` names it, `query` is the underlying request, `prompt` the attack's full text.
 
     `continues`: the response goes on from the prompt in mid-text, as under CompletingAttack, and says little without
     it.
     """
 
-    id: str
+    id: str | int
     query: str
     response: str
     prompt: str | None = None
@@ -42,7 +43,7 @@ class Verdict:
     refusal starts, None without one.
     """
 
-    id: str
+    id: str | int
     unsafe: bool | None
     p_unsafe: float | None
     refused: Refused
@@ -58,7 +59,7 @@ class Judge(Protocol):
     def judge(self, items: Sequence[Item]) -> list[Verdict]: ...
 
 
-NAMES = ("appendix_c", "endpoint", "harmbench", "labelled", "llamaguard", "strongreject", "tuned")
+NAMES = ("appendix_c", "corpus", "endpoint", "harmbench", "labelled", "llamaguard", "strongreject", "tuned")
 """Judges that `build` knows. harmbench and llamaguard take a model after a colon, e.g. `harmbench:FOLDER`."""
 
 
@@ -70,7 +71,8 @@ OFFLINE = {"appendix_c": "AppendixC", "labelled": "Labelled", "tuned": "Tuned"}
 def build(name: str = DEFAULT) -> Judge:
     """The judge called `name`; raises UsageError listing the known ones.
 
-    `appendix_c` and `labelled` need nothing, `tuned` the reference model. `endpoint` (Appendix C's rubric) and
+    `corpus` decides exactly on the Concord corpus's held-out behaviours, and on nothing else. Real text: `appendix_c`
+    and `labelled` need nothing, `tuned` the reference model. `endpoint` (Appendix C's rubric) and
     `strongreject` ask the endpoint named in the environment (`judges.endpoint`); `harmbench` and `llamaguard` load
     their model, or the one named after a colon.
     """
@@ -78,6 +80,11 @@ def build(name: str = DEFAULT) -> Judge:
     if kind not in NAMES or (model and kind not in ("harmbench", "llamaguard")):
         raise UsageError(f"--judge: there is no judge '{name}'; the judges are {', '.join(NAMES)}.")
     module = import_module(f"derta_lib.judges.{kind}")
+    if kind == "corpus":
+        from derta_lib.corpus import concord
+
+        exact: Judge = module.CorpusJudge(chain.from_iterable(concord(triples=0, pairs=0).behaviours.values()))
+        return exact
     if kind in OFFLINE:
         judge: Judge = getattr(module, OFFLINE[kind])()
         return judge

@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from derta_lib.attacks.base import Target
 from derta_lib.chat import Prompt
 from derta_lib.judges import Item, Verdict
-from derta_lib.judges.refusal import read_refusal, token_index
+from derta_lib.judges.refusal import scored
 
 
 @dataclass(frozen=True)
 class AskedJudge:
     """Puts `prompt(item)` to `target` and reads the answer with `parse`: a p_unsafe in [0, 1], or None.
 
-    An answer that cannot be parsed, and an item with an empty query (which is not asked), are unscored. Refusals are
-    found by wording, as everywhere (`judges.refusal`).
+    An answer that cannot be parsed, and an item with an empty query (which is not asked), are unscored.
     """
 
     name: str
@@ -26,9 +25,4 @@ class AskedJudge:
     def judge(self, items: Sequence[Item]) -> list[Verdict]:
         asked = [item for item in items if item.query.strip()]
         answers = iter(self.target.respond([self.prompt(item) for item in asked], self.max_new_tokens))
-        return [self._verdict(item, self.parse(next(answers)) if item.query.strip() else None) for item in items]
-
-    def _verdict(self, item: Item, p: float | None) -> Verdict:
-        refusal = read_refusal(item.response, item.query)
-        index = None if refusal.offset is None else token_index(item.response, refusal.offset)
-        return Verdict(item.id, None if p is None else p >= 0.5, p, refusal.label, index, self.name)
+        return [scored(item, self.parse(next(answers)) if item.query.strip() else None, self.name) for item in items]

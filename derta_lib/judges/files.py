@@ -12,24 +12,28 @@ REQUIRED = ("id", "query", "response")
 
 
 def read_items(path: Path | str) -> list[Item]:
-    """The items of a JSONL file: keys id, query and response, and optionally prompt, all text; `continues` (true or
-    false, by default false) says that the response goes on from the prompt in mid-text.
+    """The items of a JSONL file: keys id (text or a whole number), query and response, and optionally prompt, all text;
+    `continues` (true or false, by default false) says that the response goes on from the prompt in mid-text.
 
     Other keys are left alone, so that the file `derta attack` writes can be judged as it is. Raises DertaError
-    naming file and line for invalid JSON, a missing or mistyped key or a repeated id.
+    naming file and line for invalid JSON, a blank line, a missing or mistyped key or a repeated id.
     """
     items: list[Item] = []
-    seen: dict[str, int] = {}
+    seen: dict[str | int, int] = {}
     for number, row in read_jsonl(path, required=REQUIRED):
         where = f"{path}, line {number}"
+        if number > len(items) + 1:
+            raise DertaError(f"{path}, line {len(items) + 1}: a blank line; each line is a response, so take it out.")
         optional = () if row.get("prompt") is None else ("prompt",)
-        for key in (*REQUIRED, *optional):
+        if type(row["id"]) not in (str, int):
+            raise DertaError(f"{where}: 'id' must be text or a whole number, found {type(row['id']).__name__}.")
+        for key in ("query", "response", *optional):
             if not isinstance(row[key], str):
                 raise DertaError(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
         continues = row.get("continues", False)
         if not isinstance(continues, bool):
             raise DertaError(f"{where}: 'continues' must be true or false, found {type(continues).__name__}.")
-        if continues and not optional:
+        if continues and not row.get("prompt"):
             raise DertaError(f"{where}: 'continues' is true, but there is no 'prompt' that the response goes on from.")
         if row["id"] in seen:
             raise DertaError(

@@ -11,7 +11,7 @@ Safe-RLHF's samples in JailbreakEval, PyRIT's two sets, XSTest), and nothing els
 on those spoke for it. How several voices are told apart was widened later, after one half of GPTFuzz's labelled
 responses, to which nothing was fitted. So it answers what `appendix_c`, some of whose rules were changed with the
 paper's cells in view, cannot: how near to the paper a judge comes that never saw its cells. On the held-out halves it
-agrees with people more often than `appendix_c`, so it is the one `derta judge` takes by default.
+agrees with people more often than `appendix_c`.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""How far the offline judges agree with people on label sets that stood aside when they were made.
+"""How far the offline judges agree with people on label sets that none of them was fitted to.
 
 `python -m derta_lib.judges.people FOLDER` makes the kept figures anew. FOLDER holds a JSONL file a set, each line with
 query, response and y (true where people called the response unsafe); only figures are kept.
@@ -22,21 +22,29 @@ def agreement(folder: Path | str) -> pd.DataFrame:
     """A row a set and offline judge: set, judge, n, people (share unsafe), accuracy with low and high (clustered by
     query), missed (share of unsafe responses called safe), alarms (of safe ones called unsafe), auc.
 
-    Raises DertaError for a folder without files, a line without a key, and a set with one kind of label only.
+    Raises DertaError for a folder without files, a line that lacks a key or has a mistyped one, and a set with one kind
+    of label only.
     """
     paths = sorted(Path(folder).glob("*.jsonl"))
     if not paths:
         raise DertaError(f"{folder}: there is no JSONL file; name a folder with one a set (query, response, y).")
     rows = []
     for path in paths:
-        lines = [line for _, line in read_jsonl(path, required=("query", "response", "y"))]
-        unsafe = pd.Series([bool(line["y"]) for line in lines])
+        lines = []
+        for number, line in read_jsonl(path, required=("query", "response", "y")):
+            query, response, y = (line[key] for key in ("query", "response", "y"))
+            if not (isinstance(query, str) and query.strip() and isinstance(response, str) and isinstance(y, bool)):
+                raise DertaError(
+                    f"{path}, line {number}: query (not blank) and response must be text, y true or false."
+                )
+            lines.append(line)
+        unsafe = pd.Series([line["y"] for line in lines])
         if unsafe.all() or not unsafe.any():
             raise DertaError(f"{path}: people gave all lines one label, so agreement cannot be measured on it.")
         items = [Item(str(number), line["query"], line["response"]) for number, line in enumerate(lines)]
         for name in OFFLINE:
             verdicts = build(name).judge(items)
-            said = pd.Series([bool(verdict.unsafe) for verdict in verdicts])
+            said = pd.Series([verdict.unsafe is True for verdict in verdicts])
             right = clustered_share(said == unsafe, [item.query for item in items])
             rows.append(
                 {

@@ -6,10 +6,12 @@ responses that people labelled, and so were the weights of the model and of `lab
 
 Like `labelled`, it was made without a look at the authors' release (benchmarks/fit_tuned.py), from sets in permissively
 licensed repositories: JAILJUDGE's sample in JailbreakEval, GPTFuzz, purseclab's study, PyRIT's two, XSTest's
-development half with XSTest's and WildGuard's labels, and harmless requests with their answers. The weights are those
-of a twin that had not seen the held-out responses. Whole sets stood aside for the comparison with `labelled`:
-HarmBench's validation set and JailbreakBench's comparison of judges, by which nothing was chosen, Do-Not-Answer,
-BeaverTails, more of Safe-RLHF, and experts' labels of multi-turn attacks.
+development half with XSTest's and WildGuard's labels, and harmless requests with their answers. After the weights were
+set on two fifths held out, adapter and head were tuned again on all of it. The one later change: a first scoring of the
+release led to reading a response behind the prompt that it goes on from (`Item.text`).
+
+Nothing was fitted to five further sets (`judges.people`). By HarmBench's and JailbreakBench's nothing was chosen
+either; how many layers and which rank, was chosen in view of the others.
 """
 
 import math
