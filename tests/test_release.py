@@ -154,7 +154,7 @@ def test_a_completion_is_judged_behind_its_prompt_and_nothing_else_is(folder: Pa
     by_id = {r.id: r for r in safety}
     for item in (*first.items, *second.items):
         response = by_id[str(item.id)]
-        whole = f"{response.prompt} {response.response}"
+        whole = f"{response.prompt} {response.response}".lstrip()  # no prompt where no question was found
         assert item.text == (whole if response.attack == "CompletingAttack" else response.response)
 
 
@@ -337,7 +337,7 @@ def test_averages_over_attacks() -> None:
         assert 100 * row.number.value == pytest.approx(means[row.model, row.method])
         assert row.number.low < row.number.value < row.number.high
     four = release_tables.table_4(scores.responses).set_index("method")
-    assert four.loc["vanilla-", "black-box, ours"] is None
+    assert pd.isna(four.loc["vanilla-", "black-box, ours"])
     part = table[(table["model"] == "LLaMA3-70B") & (table["method"] == "derta")].set_index("attack")["asr"]
     said = float(four.loc["derta", "white-box, ours"].split(" %")[0])
     assert said == pytest.approx((part["CompletingAttack"] + part["AutoDAN"]) / 2, abs=0.06)
