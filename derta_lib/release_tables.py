@@ -63,8 +63,8 @@ def _beside_paper(frame: pd.DataFrame, ours: str, measures: tuple[str, ...]) -> 
 
 
 def deviation(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean absolute difference from the paper in points, by attack and over all: cells, judge, blind (the judge made
-    without a look at the release, `judges.tuned`), keywords.
+    """Mean absolute difference from the paper in points, by attack and over all: cells, judge, blind (`judges.tuned`,
+    no weight of which saw the release), keywords.
 
     PAIR is apart and not in "all": the release has only one response of each search that succeeded.
     """
@@ -118,14 +118,14 @@ def differences(responses: pd.DataFrame, model: str, method: str, baseline: str,
 
 def averages(responses: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Figure 6: mean attack success over the attacks that release and paper cover: model, method, attacks, number (a
-    Number), asr, paper_same_attacks, and, where the paper states one, its own average (figure_6); in percent.
+    Number), and in percent paper_same_attacks and, where the paper states one, its own average (figure_6).
     """
     covered = table.dropna(subset=["paper", "asr"])
     rows = covered.groupby(["model", "method"], sort=False).agg(
-        attacks=("attack", "size"), asr=("asr", "mean"), paper_same_attacks=("paper", "mean")
+        attacks=("attack", "size"), paper_same_attacks=("paper", "mean")
     )
-    scored = responses.merge(covered[CELL], on=CELL)
-    rows["number"] = [average(scored[(scored[["model", "method"]] == cell).all(axis=1)]) for cell in rows.index]
+    groups = responses.merge(covered[CELL], on=CELL).groupby(["model", "method"])
+    rows["number"] = [average(groups.get_group(cell)) for cell in rows.index]
     stated = paper.table("figure6_model_size").melt("model", var_name="method", value_name="figure_6")
     return rows.reset_index().merge(stated, on=["model", "method"], how="left")
 

@@ -321,7 +321,7 @@ def test_kept_figures_make_every_table() -> None:
 
 
 def test_the_kept_figures_are_those_of_this_code() -> None:
-    """The judges have not changed since; the one made without the cells is within the 4 points that were asked."""
+    """No judge has changed since; `tuned` is within 4 points, though its reading of completions saw the cells."""
     scores = open_scores()
     assert "which has changed since" not in scores.says
     spread = release_tables.deviation(release_tables.cells(scores.responses)).set_index("attack")

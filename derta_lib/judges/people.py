@@ -30,18 +30,19 @@ def agreement(folder: Path | str) -> pd.DataFrame:
         raise DertaError(f"{folder}: there is no JSONL file; name a folder with one a set (query, response, y).")
     rows = []
     for path in paths:
-        lines = []
+        items: list[Item] = []
+        labels: list[bool] = []
         for number, line in read_jsonl(path, required=("query", "response", "y")):
             query, response, y = (line[key] for key in ("query", "response", "y"))
             if not (isinstance(query, str) and query.strip() and isinstance(response, str) and isinstance(y, bool)):
                 raise DertaError(
                     f"{path}, line {number}: query (not blank) and response must be text, y true or false."
                 )
-            lines.append(line)
-        unsafe = pd.Series([line["y"] for line in lines])
+            items.append(Item(number, query, response))
+            labels.append(y)
+        unsafe = pd.Series(labels)
         if unsafe.all() or not unsafe.any():
             raise DertaError(f"{path}: people gave all lines one label, so agreement cannot be measured on it.")
-        items = [Item(str(number), line["query"], line["response"]) for number, line in enumerate(lines)]
         for name in OFFLINE:
             verdicts = build(name).judge(items)
             said = pd.Series([verdict.unsafe is True for verdict in verdicts])
