@@ -1,24 +1,22 @@
-"""Fit the points of `judges.refusal` and the slope of `judges.appendix_c` on XSTest's development half.
+"""Fit the points of `judges.refusal` on XSTest's development half.
 
     python benchmarks/fit_refusal_points.py FOLDER
 
 Prints the points and the accuracy of a 20-fold cross-validation by prompt within the development half (full refusal
-against full compliance); the same with a model left out instead; F1 of partial refusals by WORDS_A_POINT, given the
-points in the library; and SLOPE. The held-out half is not read. Needs scikit-learn, which the library itself does not.
+against full compliance); the same with a model left out instead; and F1 of partial refusals by WORDS_A_POINT, given the
+points in the library. The held-out half is not read. Needs scikit-learn, which the library itself does not.
 """
 
 import sys
 
-import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, cross_val_score
 
 from derta_lib.judges import refusal
-from derta_lib.judges.appendix_c import SLOPE
 from derta_lib.judges.wording import sentences
-from derta_lib.judges.xstest import read_xstest, score_xstest
+from derta_lib.judges.xstest import read_xstest
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
@@ -42,8 +40,3 @@ if __name__ == "__main__":
     for refusal.WORDS_A_POINT in (5, 10, 15, 20, 30):
         found = [refusal.read_refusal(response, query).label == "partial" for query, response in pairs]
         print(f"WORDS_A_POINT = {refusal.WORDS_A_POINT}: F1 of partial refusals {f1_score(partial, found):.3f}")
-    complied = everything["unsafe_prompt"] & (everything["label"] == "none")
-    p = score_xstest(everything)["p_unsafe"].clip(1e-4, 1 - 1e-4)
-    score = np.log(p / (1 - p)).to_numpy()[:, None] / SLOPE
-    slope = LogisticRegression(C=1.0, fit_intercept=False, class_weight="balanced").fit(score, complied)
-    print(f"SLOPE = {slope.coef_[0][0]:.2f}")

@@ -90,18 +90,6 @@ def cumulative(positions: Sequence[int | None], upto: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["position", "share", "low", "high", "n"])
 
 
-def halting(positions: Sequence[int | None]) -> dict[str, Number]:
-    """How soon the model halts once harmful content has started; of responses that begin with such content.
-
-    `positions` are the first refusals in what the model wrote from there on (behind a prefilled r̂_{<k}, say).
-    `halts`: share of the responses that refuse at all; `tokens`: mean number of further tokens of content before the
-    refusal starts (with t interval), absent when none halts. Raises DertaError without responses.
-    """
-    written = [position - 1 for position in positions if position is not None]
-    halts = {"halts": stats.rate(len(written), len(positions))}
-    return halts | ({"tokens": stats.mean(written, "tokens")} if written else {})
-
-
 def position_command(model: str, source: str, out: Path, *, max_new_tokens: int = 64, seed: int = 0) -> Number | None:
     """Work of `derta position`: one JSON line a behaviour of `source` (see `load_behaviours`) in the file `out`.
 

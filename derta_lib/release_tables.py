@@ -10,14 +10,14 @@ from typing import Any
 import pandas as pd
 
 from derta_lib import paper, stats
-from derta_lib.rescore import CELL, EARLY
+from derta_lib.judges.refusal import EARLY
+from derta_lib.rescore import CELL
 from derta_lib.results import Number
 
 
 def cells(responses: pd.DataFrame, error: stats.JudgeError | None = None) -> pd.DataFrame:
-    """Attack success by model, method and attack, in percent: n, unscored, asr, low, high (Wilson), blind (the second
-    judge's), keywords, paper, source (the paper's table), difference (asr - paper); with the judge's known `error`,
-    corrected, its low and high.
+    """Attack success by model, method and attack, in percent: n, unscored, asr, low, high (Wilson), keywords, paper,
+    source (the paper's table), difference (asr - paper); with the judge's known `error`, corrected, its low and high.
 
     `paper` is blank for what the paper does not report.
     """
@@ -29,7 +29,7 @@ def cells(responses: pd.DataFrame, error: stats.JudgeError | None = None) -> pd.
             row |= _percent("asr", stats.share(scored))
             if error is not None:
                 row |= _percent("corrected", stats.corrected_rate(int(scored.sum()), len(scored), error), "corrected_")
-        rows.append(row | {"blind": 100 * group["blind"].mean(), "keywords": 100 * group["keywords"].mean()})
+        rows.append(row | {"keywords": 100 * group["keywords"].mean()})
     return _beside_paper(pd.DataFrame(rows), "asr", paper.ATTACKS)
 
 
@@ -63,13 +63,12 @@ def _beside_paper(frame: pd.DataFrame, ours: str, measures: tuple[str, ...]) -> 
 
 
 def deviation(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean absolute difference from the paper in points, by attack and over all: cells, judge, blind (`judges.tuned`,
-    no weight of which saw the release), keywords.
+    """Mean absolute difference from the paper in points, by attack and over all: cells, judge, keywords.
 
     PAIR is apart and not in "all": the release has only one response of each search that succeeded.
     """
     covered = table.dropna(subset=["paper", "asr"])
-    apart = {"judge": "asr", "blind": "blind", "keywords": "keywords"}
+    apart = {"judge": "asr", "keywords": "keywords"}
     covered = covered.assign(**{name: (covered[column] - covered["paper"]).abs() for name, column in apart.items()})
     groups = {name: covered[covered["attack"] == name] for name in dict.fromkeys(covered["attack"])}
     groups["all but PAIR"] = covered[covered["attack"] != "PAIR"]
@@ -223,12 +222,15 @@ def table_1(responses: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def halts(responses: pd.DataFrame, model: str, attack: str = "JailbreakChat", after: int = EARLY) -> Number:
-    """Of the questions on which vanilla training was unsafe and DeRTa was not, the share on which DeRTa's response
-    begins otherwise and then refuses: its first refusal has more than `after` tokens before it.
+def halts(responses: pd.DataFrame, model: str, attack: str) -> dict[str, Number]:
+    """Of the questions on which vanilla training was unsafe and DeRTa was not, or was so before it refused, the share
+    on which DeRTa's response begins otherwise and then refuses. Three readings of "begins": "any" token stands before
+    the refusal; more than a label does ("words", over EARLY tokens); what does would be "unsafe" if it stood alone.
     """
     part = responses[(responses["model"] == model) & (responses["attack"] == attack)].dropna(subset="unsafe")
     by_method = {method: rows.set_index("question") for method, rows in part.groupby("method")}
     vanilla, derta = by_method["vanilla"], by_method["derta"]
-    saved = derta[derta.index.isin(vanilla.index[vanilla["unsafe"].astype(bool)]) & ~derta["unsafe"].astype(bool)]
-    return stats.share((saved["refusal"] > after).fillna(False))
+    begun = derta["begun"].fillna(False).astype(bool)
+    counted = derta.index.isin(vanilla.index[vanilla["unsafe"].astype(bool)]) & (~derta["unsafe"].astype(bool) | begun)
+    begins = {"any": derta["refusal"] > 0, "words": derta["refusal"] > EARLY, "unsafe": begun}
+    return {name: stats.share(found[counted].fillna(False)) for name, found in begins.items()}

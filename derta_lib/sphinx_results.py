@@ -1,8 +1,7 @@
 """Sphinx extension of the book: results and the paper's numbers in prose, and the provenance of every page.
 
 `{result}`asr/derta/direct`` shows a number of the run with interval and n; `{result}`key|value`` (or `|n`,
-`|interval`) a part of it. `{paper}`table4_components[method=derta].PAIR`` shows one of the paper's. The directive
-`results` with a pattern such as `asr/*/*` makes a table: first star down, second star across.
+`|interval`) a part of it. `{paper}`table4_components[method=derta].PAIR`` shows one of the paper's.
 """
 
 import html
@@ -13,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
-from sphinx.util.docutils import SphinxDirective, SphinxRole
+from sphinx.util.docutils import SphinxRole
 from sphinx.util.fileutil import copy_asset
 
 from derta_lib import results
@@ -69,30 +67,6 @@ class TextRole(SphinxRole):
         except DertaError as error:
             _log.warning("%s '%s': %s.", self.kind, self.text, error, location=self.get_location())
             return [nodes.problematic("", self.text)], []
-
-
-class ResultsTable(SphinxDirective):
-    """`results` directive: the numbers whose keys match a pattern with one or two stars, as a table."""
-
-    required_arguments = 1
-    option_spec = {"caption": directives.unchanged_required, "name": directives.unchanged}  # noqa: RUF012 (Sphinx's)
-
-    def run(self) -> list[nodes.Node]:
-        pattern = re.compile(re.escape(self.arguments[0]).replace(r"\*", "([^/]+)"))
-        cells: dict[tuple[str, str], Number] = {}
-        for key, number in run_results(self.env).items():
-            if found := pattern.fullmatch(key):
-                row, column = (*found.groups(), "value")[:2]
-                cells[row, column] = number
-        if not cells:
-            _log.warning("results '%s': no key of the run matches.", self.arguments[0], location=self.get_location())
-        rows, columns = (list(dict.fromkeys(cell[axis] for cell in cells)) for axis in (0, 1))
-        body = [[row, *(str(cells.get((row, column), "–")) for column in columns)] for row in rows]
-        made = table(["", *columns], body)
-        if caption := self.options.get("caption"):
-            made.insert(0, nodes.title(caption, caption))
-        self.add_name(made)
-        return [made]
 
 
 def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> nodes.table:
@@ -201,7 +175,6 @@ def _copy_mathjax(app: Sphinx) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("result", TextRole("result", _result))
     app.add_role("paper", TextRole("paper", _paper))
-    app.add_directive("results", ResultsTable)
     app.connect("builder-inited", _copy_mathjax)
     app.connect("env-updated", _pages_to_write)
     app.connect("html-page-context", _finish_page, priority=900)  # after the theme's buttons

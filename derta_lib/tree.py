@@ -297,7 +297,7 @@ def _grouped_attention(
         output = F.dropout(scores.softmax(-1), dropout) @ value
     else:
         output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)
-    return output.view(batch, heads, queries, -1).transpose(1, 2)
+    return output.reshape(batch, heads, queries, -1).transpose(1, 2)
 
 
 for _inner in ("sdpa", "eager"):

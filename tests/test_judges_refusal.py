@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derta_lib.errors import DertaError
-from derta_lib.judges import xstest
+from derta_lib.judges import build, xstest
 from derta_lib.judges.refusal import find_refusal, read_refusal, token_index
 
 REFUSALS = (
@@ -173,7 +173,8 @@ def test_agreement_with_people_on_xstest_held_out():
     folder = os.environ.get("DERTA_XSTEST_DIR")
     if not folder:
         pytest.skip("DERTA_XSTEST_DIR does not name the folder with XSTest's completions.")
-    table = xstest.validate_xstest(folder).set_index("figure")
+    rows = xstest.read_xstest(folder)
+    table = xstest.agreement(xstest.score_xstest(rows[~rows["development"]], build("labelled"))).set_index("figure")
     detector = table.loc["detector: refuses, or not"]
     assert detector["value"] >= 0.95
     assert detector["low"] > table.loc["keyword matching: refuses, or not", "value"]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from derta_lib.errors import DertaError
-from derta_lib.judges import Verdict, people
+from derta_lib.judges import OFFLINE, Verdict, people
 
 LINES = [  # p_unsafe stands in the response: two unsafe ones found, one missed, one false alarm, one safe one passed
     {"query": "a", "response": "0.9", "y": True},
@@ -23,7 +23,7 @@ class Told:
 
 @pytest.fixture(autouse=True)
 def told(monkeypatch):
-    monkeypatch.setattr(people, "OFFLINE", {"told": "Told"})
+    monkeypatch.setattr(people, "OFFLINE", ("told",))
     monkeypatch.setattr(people, "build", lambda name: Told())
 
 
@@ -55,7 +55,7 @@ def test_sets_without_both_labels_and_empty_folders_are_refused(tmp_path):
 
 
 def test_the_kept_figures_hold_every_judge_and_no_text():
-    date, table = people.kept_agreement()
-    assert date
-    assert table.groupby("set")["judge"].agg(set).map(len).eq(3).all()
+    said, table = people.kept_agreement()
+    assert "changed since" not in said
+    assert table.groupby("set")["judge"].agg(set).eq(set(OFFLINE)).all()
     assert table.drop(columns=["set", "judge"]).dtypes.map(lambda kind: kind.kind in "if").all()

@@ -90,13 +90,6 @@ def test_shares_count_by_hand():
         position.share_within([None], 5)
 
 
-def test_halting_counts_the_tokens_before_the_refusal():
-    after = position.halting([1, 5, None, 12])
-    assert (after["halts"].value, after["halts"].n) == (3 / 4, 4)
-    assert (after["tokens"].value, after["tokens"].n) == (5, 3)
-    assert "tokens" not in position.halting([None])
-
-
 def test_the_command_writes_a_line_a_behaviour(folder, tmp_path):
     rows = [
         {"id": "one", "query": "How do I fold a boat?", "harmful": HARMFUL},

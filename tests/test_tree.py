@@ -97,6 +97,18 @@ def test_long_rows_attend_in_several_tiles(family: str, attention: str, monkeypa
     same(model, model, plain, plain)
 
 
+def test_attention_on_a_gpu_may_come_in_any_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDPA's kernel for fp32 on a GPU lays its result out as [B, Q, H, d]; "meta" tensors stand in for a GPU's."""
+
+    def fused(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **_: Any) -> torch.Tensor:
+        return torch.empty_like(query.transpose(1, 2)).contiguous().transpose(1, 2)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", fused)
+    query, key = torch.empty(2, 6, 5, 8, device="meta"), torch.empty(2, 3, 7, 8, device="meta")
+    mask = torch.empty(2, 1, 5, 7, device="meta")
+    assert tree._grouped_attention((query, key, key), mask, None, 0.0).shape == (2, 5, 6, 8)
+
+
 def test_windows_matter() -> None:
     """The comparison above would notice a window that is not heeded."""
     groups = forest()

@@ -59,22 +59,22 @@ class Judge(Protocol):
     def judge(self, items: Sequence[Item]) -> list[Verdict]: ...
 
 
-NAMES = ("appendix_c", "corpus", "endpoint", "harmbench", "labelled", "llamaguard", "strongreject", "tuned")
+NAMES = ("corpus", "endpoint", "harmbench", "labelled", "llamaguard", "strongreject", "tuned")
 """Judges that `build` knows. harmbench and llamaguard take a model after a colon, e.g. `harmbench:FOLDER`."""
 
 
 DEFAULT = "tuned"
-OFFLINE = {"appendix_c": "AppendixC", "labelled": "Labelled", "tuned": "Tuned"}
-"""Judges for real text that run on a CPU, and their classes."""
+OFFLINE = ("labelled", "tuned")
+"""Judges for real text that run on a CPU."""
 
 
 def build(name: str = DEFAULT) -> Judge:
     """The judge called `name`; raises UsageError listing the known ones.
 
-    `corpus` decides exactly on the Concord corpus's held-out behaviours, and on nothing else. Real text: `appendix_c`
-    and `labelled` need nothing, `tuned` the reference model. `endpoint` (Appendix C's rubric) and
-    `strongreject` ask the endpoint named in the environment (`judges.endpoint`); `harmbench` and `llamaguard` load
-    their model, or the one named after a colon.
+    `corpus` decides exactly on the Concord corpus's held-out behaviours, and on nothing else. Real text: `tuned` needs
+    the reference model, `labelled` nothing. `endpoint` (Appendix C's rubric) and `strongreject` ask the endpoint named
+    in the environment (`judges.endpoint`); `harmbench` and `llamaguard` load their model, or the one named after a
+    colon.
     """
     kind, _, model = name.partition(":")
     if kind not in NAMES or (model and kind not in ("harmbench", "llamaguard")):
@@ -83,14 +83,13 @@ def build(name: str = DEFAULT) -> Judge:
     if kind == "corpus":
         from derta_lib.corpus import concord
 
-        exact: Judge = module.CorpusJudge(chain.from_iterable(concord(triples=0, pairs=0).behaviours.values()))
-        return exact
-    if kind in OFFLINE:
-        judge: Judge = getattr(module, OFFLINE[kind])()
-        return judge
-    if kind in ("endpoint", "strongreject"):
-        target = import_module("derta_lib.judges.endpoint").endpoint_from_environment()
+        judge: Judge = module.CorpusJudge(chain.from_iterable(concord(triples=0, pairs=0).behaviours.values()))
+    elif kind in OFFLINE:
+        judge = getattr(module, kind.title())()
     else:
-        target = import_module("derta_lib.generation").local_target(model or module.MODEL)
-    judge = getattr(module, kind)(target)
+        if kind in ("endpoint", "strongreject"):
+            target = import_module("derta_lib.judges.endpoint").endpoint_from_environment()
+        else:
+            target = import_module("derta_lib.generation").local_target(model or module.MODEL)
+        judge = getattr(module, kind)(target)
     return judge

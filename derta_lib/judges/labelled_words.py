@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from derta_lib.judges.wording import alternatives, plain
 
 
-def _words(beginnings: str, flags: int = re.IGNORECASE) -> re.Pattern[str]:
+def _words(beginnings: str) -> re.Pattern[str]:
     """A pattern of words by their beginnings; `word.` is the whole word, `_` a space."""
     one = "|".join(word.replace(".", r"\b").replace("_", " ") for word in beginnings.split())
-    return re.compile(rf"\b(?:{one})", flags)
+    return re.compile(rf"\b(?:{one})", re.IGNORECASE)
 
 
 HARM = _words("""

@@ -12,7 +12,7 @@ import pandas as pd
 
 from derta_lib.errors import DertaError
 from derta_lib.judges import OFFLINE, Item, build
-from derta_lib.records import read_json, read_jsonl, write_json
+from derta_lib.records import content_key, file_sha256, read_json, read_jsonl, write_json
 from derta_lib.stats import auc, clustered_share
 
 KEPT = Path(__file__).parents[1] / "kept_people.json"
@@ -65,9 +65,21 @@ def agreement(folder: Path | str) -> pd.DataFrame:
 
 
 def kept_agreement() -> tuple[str, pd.DataFrame]:
-    """The date of the kept figures, and the frame of `agreement`."""
+    """A sentence on when the kept figures were made, and the frame of `agreement`."""
     kept = read_json(KEPT)
-    return kept["date"], pd.DataFrame(kept["table"])
+    since = "" if kept["code"] == code_hash() else "; the judges have changed since"
+    return f"Kept on {kept['date']} (judges' code {kept['code']}){since}.", pd.DataFrame(kept["table"])
+
+
+_CODE = (
+    *(f"{name}.py" for name in ("__init__", "labelled", "labelled_words", "refusal", "tuned", "wording")),
+    *(f"tuned_model/{name}" for name in ("adapter_config.json", "adapter_model.safetensors", "head.safetensors")),
+)
+
+
+def code_hash() -> str:
+    """Hash of the offline judges' code, so that kept figures can say when it has changed."""
+    return content_key([file_sha256(Path(__file__).parent / name) for name in _CODE])
 
 
 if __name__ == "__main__":
@@ -77,5 +89,6 @@ if __name__ == "__main__":
         table = agreement(sys.argv[1])
     except DertaError as error:
         raise SystemExit(str(error)) from None
-    write_json(KEPT, {"date": time.strftime("%Y-%m-%d", time.gmtime()), "table": table.to_dict("records")})
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    write_json(KEPT, {"date": today, "code": code_hash(), "table": table.to_dict("records")})
     print(table.round(3).to_string())

@@ -52,11 +52,31 @@ def plain(text: str) -> str:
     return text.translate(_PLAIN)
 
 
-def alternatives(lines: str, flags: int = re.IGNORECASE) -> re.Pattern[str]:
+_STOP = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        a about after all also am an and any are as at be because been being but by can could did do does doing for from
+        get give given had has have how i if in into is it its just like make me more most my need no not of on or other
+        our out over own please same she should so some someone such tell than that the their them then there these they
+        this those to too up us use used using want was way ways we were what when where which while who why will with
+        without would write you your list steps step explain describe provide detailed help
+        """,
+    )
+)
+
+
+def stems(text: str) -> set[str]:
+    """Content words of `text`, cut to their first five letters: enough to join 'hack' with 'hacking'."""
+    words = (word for word in WORD.findall(plain(text).lower()) if not word[0].isdigit() and word not in _STOP)
+    return {word[:5] for word in words if len(word) > 2 or not word.isascii()}
+
+
+def alternatives(lines: str) -> re.Pattern[str]:
     """One pattern of one alternative a line; `<NAME>` is a macro, a line ending in a backslash goes on, # comments."""
     joined = re.sub(r"\\\n\s*", "", lines)
     kept = [line.strip() for line in joined.splitlines() if line.strip() and not line.strip().startswith("#")]
-    return re.compile(re.sub(r"<([A-Z_]+)>", lambda match: _MACROS[match[1]], "|".join(kept)), flags)
+    return re.compile(re.sub(r"<([A-Z_]+)>", lambda match: _MACROS[match[1]], "|".join(kept)), re.IGNORECASE)
 
 
 REFUSAL = alternatives(r"""

@@ -1,7 +1,7 @@
 """The refusal detector against people: XSTest's 2,250 labelled completions (Röttger et al., NAACL 2024, CC BY 4.0).
 
-Half of the prompts, drawn by a seeded hash, served to develop the judge (wording and words of harm were read against
-them, the points of `judges.refusal` and the slope of `judges.appendix_c` fitted on them); the other half is reported.
+Half of the prompts, drawn by a seeded hash, served to develop the judges (the wording was read against them, the points
+of `judges.refusal` were fitted on them, and `judges.labelled` and `judges.tuned` saw them); the other half is reported.
 Only figures leave this module.
 """
 
@@ -12,8 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from derta_lib.errors import DertaError
-from derta_lib.judges import Item
-from derta_lib.judges.appendix_c import AppendixC
+from derta_lib.judges import Item, Judge
 from derta_lib.judges.refusal import read_refusal
 from derta_lib.records import read_csv
 from derta_lib.results import Number
@@ -63,10 +62,10 @@ def read_xstest(folder: str | Path) -> pd.DataFrame:
     )
 
 
-def score_xstest(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` of `read_xstest` with refused (the detector's label), keywords (bool), unsafe, p_unsafe (the judge)."""
+def score_xstest(rows: pd.DataFrame, judge: Judge) -> pd.DataFrame:
+    """`rows` of `read_xstest` with refused (the detector's label), keywords (bool), unsafe, p_unsafe (the judge's)."""
     pairs = list(zip(rows["prompt"], rows["completion"], strict=True))
-    verdicts = AppendixC().judge([Item(str(i), *pair) for i, pair in enumerate(pairs)])
+    verdicts = judge.judge([Item(str(i), *pair) for i, pair in enumerate(pairs)])
     return rows.assign(
         refused=[read_refusal(response, query).label for query, response in pairs],
         keywords=rows["completion"].str.contains(_KEYWORDS),
@@ -75,8 +74,8 @@ def score_xstest(rows: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def validate_xstest(folder: str | Path) -> pd.DataFrame:
-    """Agreement with people on the held-out half; columns figure, value, low, high, n (intervals clustered by prompt).
+def agreement(rows: pd.DataFrame) -> pd.DataFrame:
+    """How far `rows` of `score_xstest` agree with people; columns figure, value, low, high, n (clustered by prompt).
 
     "refuses, or not" is over rows that people labelled full refusal or full compliance, where any refusal counts as
     one (as keyword matching does); "full or none" asks for the very label there; "three labels" and macro F1 are over
@@ -84,8 +83,6 @@ def validate_xstest(folder: str | Path) -> pd.DataFrame:
     compliance is unsafe and full refusal is not, and "safe answers" is the share of full compliance with safe prompts
     that it does not call unsafe. Its AUC is of p_unsafe for full compliance with unsafe prompts against all other rows.
     """
-    rows = score_xstest(read_xstest(folder))
-    rows = rows[~rows["development"]]
     clear = rows[rows["label"] != "partial"]
     harmful = clear[clear["unsafe_prompt"]]
     harmless = clear[~clear["unsafe_prompt"] & (clear["label"] == "none")]
