@@ -287,5 +287,6 @@ def build_pages(folder: Path) -> Path:
     start = yaml.safe_load((staged / "_toc.yml").read_text(encoding="utf-8"))["root"] + ".html"
     redirect = (
         f'<!DOCTYPE html><html lang="en"><title>The book</title><meta http-equiv="refresh" content="0; url={start}">'
+        '<link rel="icon" href="_static/favicon.svg">'
     )
     return write_text(site / "index.html", f'{redirect}<a href="{start}">The book starts here.</a></html>\n')
