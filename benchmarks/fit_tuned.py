@@ -64,7 +64,8 @@ def tune(rows: list[Row], starts: list[int], table: pd.DataFrame, numbers: list[
     torch.nn.init.zeros_(head.weight)
     # the features differ much in scale: the head is tuned on standardised ones, and takes the scales up at the end
     with torch.no_grad():
-        some = torch.cat(list(read_features(base, rows, starts, random.Random(0).sample(numbers, len(numbers))[:1000])))
+        drawn = random.Random(0).sample(numbers, min(1000, len(numbers)))
+        some = torch.cat(list(read_features(base, rows, starts, drawn)))
     centre, spread = some.mean(0), some.std(0) + 1e-3
 
     both = table.iloc[numbers].groupby("set")["y"].nunique()

@@ -63,10 +63,9 @@ class Scores:
     def says(self) -> str:
         """One sentence on where the figures come from."""
         if self.kept:
-            since = "" if self.judge.endswith(code_hash()) else ", which has changed since"
             return (
                 f"The authors' release was not given (parameter release_dir), so these are the figures kept on "
-                f"{self.date} (judge: {self.judge}{since})."
+                f"{self.date} (judge: {self.judge}{_since(self.judge)})."
             )
         return f"Scored from the authors' release on {self.date} (judge: {self.judge})."
 
@@ -89,9 +88,18 @@ class Validation:
         if self.kept:
             return (
                 f"XSTest was not given (parameter xstest_dir), so these are the figures kept on {self.date} "
-                f"(judge: {self.judge})."
+                f"(judge: {self.judge}{_since(self.judge)})."
             )
         return f"Measured on XSTest's completions on {self.date} (judge: {self.judge})."
+
+
+def _named(judge: Judge) -> str:
+    """The judge's name and the hash of its code."""
+    return f"{judge.name} {code_hash()}"
+
+
+def _since(named: str) -> str:
+    return "" if named.endswith(code_hash()) else ", which has changed since"
 
 
 def open_scores(release_dir: str = "") -> Scores:
@@ -104,7 +112,7 @@ def open_scores(release_dir: str = "") -> Scores:
     release, judge = read_release(release_dir), judges.build()
     safety = [response for response in release.responses if response.attack in paper.ATTACKS]
     graded = [response for response in release.responses if response.attack in ("GSM8K", "MMLU")]
-    return Scores(_today(), f"{judge.name} {code_hash()}", False, score(safety, judge), grade(graded), release.files)
+    return Scores(_today(), _named(judge), False, score(safety, judge), grade(graded), release.files)
 
 
 def open_validation(xstest_dir: str = "") -> Validation:
@@ -115,8 +123,7 @@ def open_validation(xstest_dir: str = "") -> Validation:
         return Validation(kept["date"], kept["judge"], True, table, JudgeError(**kept["error"]))
     rows, judge = read_xstest(xstest_dir), judges.build()
     held_out = score_xstest(rows[~rows["development"]], judge)
-    named = f"{judge.name} {code_hash()}"
-    return Validation(_today(), named, False, agreement(held_out), judge_error(held_out))
+    return Validation(_today(), _named(judge), False, agreement(held_out), judge_error(held_out))
 
 
 def score(responses: list[Response], judge: Judge) -> pd.DataFrame:
