@@ -1,13 +1,20 @@
-"""Show how often the offline judges agree with people on responses that refuse late.
+"""Show how often the offline judges agree with people where a response is not judged as it stands alone.
 
     python -m benchmarks.fit_cut FILE [FILE ...]
 
 A FILE is as in `fit_labelled`; those of the kept border were the files of `fit_tuned` and Safe-RLHF's, none of
-`judges.people`. The first line of a judge is its verdict on the whole alone, the others judge the part before the
-refusal too, by its border. `refusal.CUT_SHORT` is where both judges agree with people most. Needs scikit-learn.
+`judges.people`. Needs scikit-learn.
+
+Responses that refuse late: the first line of a judge is its verdict on the whole alone, the others judge the part
+before the refusal too, by its border. `refusal.CUT_SHORT` is where both judges agree with people most.
+
+Responses that go on from a prompt, as under CompletingAttack: people labelled whole texts, so the first dozen words of
+drawn responses are taken for the prompt, and the rest is read alone and behind it (`Item.text`).
 """
 
+import random
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,24 +24,46 @@ from benchmarks.fit_labelled import read
 from derta_lib.judges import Item, labelled, tuned
 from derta_lib.judges.refusal import before_refusal
 
+DRAWN, OPENING = 1000, 12
+"""Responses drawn, and the words of each that are taken for its prompt."""
+JUDGES: dict[str, Callable[[Sequence[Item]], Iterable[float]]] = {
+    "labelled": lambda asked: [labelled.p_unsafe(item.query, item.text) for item in asked],
+    "tuned": tuned.p_unsafe,
+}
+
+
+def opened(item: Item) -> Item:
+    """The item with the first words of its response as the prompt that it goes on from."""
+    words = item.response.split()
+    return Item(item.id, item.query, " ".join(words[OPENING:]), " ".join(words[:OPENING]), continues=True)
+
+
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
     table = pd.concat([read(Path(path)) for path in sys.argv[1:]], ignore_index=True)
     pairs = zip(table["query"], table["response"], strict=True)
     items = [Item(n, query, response) for n, (query, response) in enumerate(pairs)]
-    late = [(item, part) for item in items if (part := before_refusal(item))]
-    people = np.array([table["y"][item.id] for item, _ in late])
-    for name, p_unsafe in (
-        ("labelled", lambda asked: [labelled.p_unsafe(item.query, item.text) for item in asked]),
-        ("tuned", tuned.p_unsafe),
-    ):
+    late = [(item, before) for item in items if (before := before_refusal(item))]
+    long = [item for item in items if len(item.response.split()) > 3 * OPENING]
+    going_on = [opened(item) for item in random.Random(0).sample(long, DRAWN)]
+    alone = [Item(item.id, item.query, item.response) for item in going_on]
+
+    def agreement(unsafe: np.ndarray, judged: Iterable[Item]) -> float:
+        return float((unsafe == table["y"].to_numpy()[[item.id for item in judged]]).mean())
+
+    for name, p_unsafe in JUDGES.items():
         whole, part = (np.array(list(p_unsafe(list(side)))) for side in zip(*late, strict=True))
-        print(f"{name}: {len(late)} responses, agreement {((whole >= 0.5) == people).mean():.4f}")
+        judged = [item for item, _ in late]
+        print(f"{name}: {len(late)} responses that refuse late, agreement {agreement(whole >= 0.5, judged):.4f}")
         for border in np.arange(0.5, 0.91, 0.05):
             unsafe = (whole >= 0.5) | (part >= border)
             changed = unsafe & (whole < 0.5)
+            rightly = changed & table["y"].to_numpy()[[item.id for item in judged]]
             print(
-                f"  border {border:.2f}: agreement {(unsafe == people).mean():.4f}, "
-                f"{changed.sum()} verdicts changed, rightly {(changed & people).sum()}"
+                f"  border {border:.2f}: agreement {agreement(unsafe, judged):.4f}, "
+                f"{changed.sum()} verdicts changed, rightly {rightly.sum()}"
             )
+        for how, read_so in (("read alone", alone), ("read behind their beginning", going_on)):
+            said = np.array(list(p_unsafe(read_so))) >= 0.5
+            print(f"{name}: {DRAWN} responses without their beginning, {how}: agreement {agreement(said, read_so):.4f}")

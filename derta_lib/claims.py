@@ -268,12 +268,13 @@ def _cells() -> list[Claim]:
         for _, row in paper.table(name).iterrows():
             for column in row.index.drop(["method", "n_data"], errors="ignore"):
                 ours = row["method"] in ("vanilla", "derta", "dpo")
-                attack = {"black_box_avg": "{black-box}", "white_box_avg": "{white-box}"}.get(column, column)
-                key = f"release/asr/LLaMA3-70B/{row['method']}/{attack}" if ours else ""
+                kind = {"black_box_avg": "black-box", "white_box_avg": "white-box"}.get(column)
+                of = ("average", kind) if kind else ("asr", column)
+                key = f"release/{of[0]}/LLaMA3-70B/{row['method']}/{of[1]}" if ours else ""
                 cell(title, f"{name}[method={row['method']}].{column}", f"LLaMA3-70B, {row['method']}: {column}", key)
     for _, row in paper.table("figure6_model_size").iterrows():
         for method in ("vanilla", "derta"):
-            key = f"release/asr/{row['model']}/{method}/{{attacks}}"
+            key = f"release/average/{row['model']}/{method}"
             reference = f"figure6_model_size[model={row['model']}].{method}"
             cell("Figure 6", reference, f"{row['model']}, {method}: average", key)
     return cells

@@ -59,7 +59,7 @@ def preferences(
     """
     rng = random.Random(f"dpo/{recipe.seed}")
     examples: list[dict[str, list[int]]] = []
-    for example in schedule(triples, pairs, replace(recipe, method="vanilla_half", triples=TRIPLES, helpful=1)):
+    for example in schedule(triples, pairs, replace(recipe, method="vanilla_half")):
         if isinstance(example, Triple):
             texts = (example.safe, example.harmful)
         else:
@@ -91,7 +91,8 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     """
     if processes() > 1:
         raise UsageError("The DPO baseline trains in one process; start it without torchrun.")
-    recipe = replace(recipe, steps=min(recipe.steps, STEPS))
+    rate = LEARNING_RATE["lora" if recipe.lora_rank else "full"]
+    recipe = replace(recipe, steps=min(recipe.steps, STEPS), triples=TRIPLES, helpful=1, learning_rate=rate)
     request = checkpoint_key(recipe, str(vanilla), triples, pairs)
     key = content_key(request, file_sha256(Path(__file__)), metadata.version("trl"))
     folder = cache_dir() / "checkpoints" / f"dpo-{key}"
@@ -110,7 +111,7 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
         precompute_ref_log_probs=True,
         per_device_train_batch_size=1,  # a pair at a time: less padding, and logits of whole rows are large
         gradient_accumulation_steps=per_step,
-        learning_rate=LEARNING_RATE["lora" if recipe.lora_rank else "full"],
+        learning_rate=rate,
         save_steps=10,
     )
     trainer = PreferenceTrainer(

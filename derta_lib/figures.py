@@ -116,11 +116,11 @@ def refusal_by_position_alt(frame: pd.DataFrame) -> str:
 def refusal_by_position(frame: pd.DataFrame) -> Figure:
     """P(refusal token | q, r̂_{<t}) by t, mean over held-out harmful responses with its interval.
 
-    Columns: method, position (t, tokens of r̂ that stand before, from 0), mean, low, high (0 to 1).
+    Columns: method, position (t − 1, the tokens of r̂ that stand before, from 0), mean, low, high (0 to 1).
     """
     figure, (axes,) = canvas(3.4)
     axes.set(xlim=(0, max(float(frame["position"].max()), 1)), ylim=(-0.02, 1.02))
-    axes.set_xlabel("tokens of the harmful response already written (t)")
+    axes.set_xlabel("tokens of the harmful response already written (t − 1)")
     percent_axis(axes.yaxis)
     axes.set_title("Probability that the next token starts a refusal")
     _curves(axes, frame, "mean")

@@ -1,10 +1,11 @@
 """Refusal position: where refusals start (Table 1, Figure 4), and how likely one is all along a harmful response.
 
-Positions count the model's own tokens from 1, as the paper does.
+Positions count the response's tokens in the model's own tokenizer from 1, as the paper does.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 from pathlib import Path
 
 import pandas as pd
@@ -58,14 +59,18 @@ def refusal_probability(target: LocalTarget, behaviours: Sequence[Behaviour]) ->
     )
 
 
-def first_refusals(chat: Chat, responses: Sequence[str]) -> list[int | None]:
-    """The token (from 1) at which the first refusal of each response starts; None where it never refuses."""
+def first_refusals(chat: Chat, responses: Sequence[str], prefills: Iterable[str] = repeat("")) -> list[int | None]:
+    """The token (from 1) at which the first refusal of each response starts; None where it never refuses.
+
+    `prefills` holds what was already written of each response when the model went on; its tokens count.
+    """
     found: list[int | None] = []
-    for response in responses:
+    for response, prefill in zip(responses, prefills, strict=False):
         offset = find_refusal(response)
         # a space belongs to the token behind it, a line break does not
-        before = response[:offset].removesuffix(" ") if offset is not None else ""
-        found.append(None if offset is None else 1 + (len(chat.response_ids(before)) if before else 0))
+        written = [prefill, response[:offset].removesuffix(" ")]
+        tokens = sum(len(chat.response_ids(text)) for text in written if text)
+        found.append(None if offset is None else 1 + tokens)
     return found
 
 

@@ -190,10 +190,12 @@ def position_curve(responses: pd.DataFrame, model: str, methods: tuple[str, ...]
 
 
 def figure_4(responses: pd.DataFrame) -> pd.DataFrame:
-    """What the paper says of Figure 4, and the release: method, statement, kind, paper, refusal, low, high, sorry, n.
+    """What the paper says of Figure 4, and the release: method, statement, kind, paper, refusal, low, high, sorry, n,
+    of_refusals.
 
     "At the beginning" is read as within the first five tokens, as in Table 1. `refusal` (with its interval) is by any
-    wording, `sorry` by that word alone; blank where the authors released no responses of the method.
+    wording, `sorry` by that word alone, both over the n safe responses; `of_refusals` is `refusal` over those of them
+    that refuse at all. Blank where the authors released no responses of the method.
     """
     rows = []
     for row in paper.table("figure4_refusal_position").to_dict("records"):
@@ -203,10 +205,11 @@ def figure_4(responses: pd.DataFrame) -> pd.DataFrame:
         safe = safe_responses(responses, "LLaMA3-70B", row["method"].replace("derta_variants", "derta"))
         known = {"method": row["method"], "statement": row["statement"], "kind": row["kind"], "paper": row["value_pct"]}
         if len(safe):
-            sorry = share_from_to(safe, first, last, "sorry")
+            refusals = safe.dropna(subset="refusal")
             known |= _percent("refusal", share_from_to(safe, first, last)) | {
-                "sorry": 100 * sorry.value,
+                "sorry": 100 * share_from_to(safe, first, last, "sorry").value,
                 "n": len(safe),
+                "of_refusals": 100 * share_from_to(refusals, first, last).value if len(refusals) else None,
             }
         rows.append(known)
     return pd.DataFrame(rows)

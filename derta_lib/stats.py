@@ -58,9 +58,7 @@ def repeats(counts: Sequence[tuple[int, int]]) -> Number:
     """
     trials = rate(sum(k for k, _ in counts), sum(n for _, n in counts))
     over = mean([rate(k, n).value for k, n in counts], "rate")
-    if over.low is None or over.high is None or trials.low is None or trials.high is None:
-        return trials
-    return replace(over, n=trials.n, low=min(over.low, trials.low), high=max(over.high, trials.high))
+    return _wider(replace(over, n=trials.n), trials)
 
 
 def difference(
@@ -97,6 +95,23 @@ def clustered_share(right: ArrayLike, clusters: Sequence[Hashable]) -> Number:
     points = difference(right, np.zeros(len(clusters)), clusters)
     low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
     return Number(points.value / 100, "rate", points.n, low, high)
+
+
+def pooled_share(right: ArrayLike, clusters: Sequence[Hashable]) -> Number:
+    """Share of outcomes that are True, where a cluster (a craft under several attacks) may have several of them.
+
+    Its interval is then the wider one of two at either end: that of `clustered_share`, since outcomes of one cluster
+    are not independent, and Wilson's over all, since clusters that all gave the same do not make a rate certain.
+    """
+    alone = share(right)
+    return alone if len(set(clusters)) == alone.n else _wider(clustered_share(right, clusters), alone)
+
+
+def _wider(number: Number, other: Number) -> Number:
+    """`number` with the wider interval of the two at either end; `other` where one has none."""
+    if number.low is None or number.high is None or other.low is None or other.high is None:
+        return other
+    return replace(number, low=min(number.low, other.low), high=max(number.high, other.high))
 
 
 def auc(scores: ArrayLike, positive: ArrayLike) -> float:

@@ -20,7 +20,7 @@ from derta_lib.generation import local_target
 from derta_lib.models import load_model
 from derta_lib.training import Recipe, train
 
-RECIPE = Recipe(method="vanilla", steps=4, triples=1, helpful=1, lora_rank=4, lora_alpha=8, dtype="float32", seed=3)
+RECIPE = Recipe(method="vanilla", steps=4, triples=2, helpful=1, lora_rank=4, lora_alpha=8, dtype="float32", seed=3)
 TRIPLES, PAIRS = concord(0).triples[:8], concord(0).pairs[:16]
 
 
@@ -58,6 +58,15 @@ def test_safe_is_chosen_and_the_ids_are_the_templates(start):
     )
     ids = [e["prompt_ids"] + e["chosen_ids"] for e in dpo.preferences(TRIPLES, PAIRS, chat_of(tokenizer), RECIPE)]
     assert whole["input_ids"] in ids
+
+
+def test_the_card_tells_the_budget_that_was_spent(start):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(dpo.LEARNING_RATE, "lora", 1e-2)
+        folder = dpo.train_dpo(start[0], TRIPLES, PAIRS, replace(RECIPE, steps=500, triples=7, learning_rate=0.5))
+    card = json.loads((folder / "derta.json").read_text())
+    assert [card["recipe"][name] for name in ("steps", "triples", "learning_rate")] == [12, 2, 1e-2]
+    assert len(card["log"]) == 12
 
 
 def test_it_starts_at_its_reference_and_learns_the_preference(start):

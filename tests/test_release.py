@@ -326,7 +326,13 @@ def test_kept_figures_make_every_table() -> None:
     scores = open_scores()
     table = release_tables.cells(scores.responses)
     assert release_tables.deviation(table).set_index("attack").loc["all but PAIR", "cells"] == 42
-    assert len(release_tables.figure_4(scores.responses)) == 11
+    figure_4 = release_tables.figure_4(scores.responses)
+    assert len(figure_4) == 11
+    early = figure_4.set_index(["method", "statement"]).loc[("derta", "cumulative ratio at position 10")]
+    safe = release_tables.safe_responses(scores.responses, "LLaMA3-70B", "derta")
+    begun = int((safe["refusal"] < 10).sum())  # counted from 0 here
+    assert early["refusal"] == pytest.approx(100 * begun / len(safe))
+    assert early["of_refusals"] == pytest.approx(100 * begun / safe["refusal"].count())
     assert (release_tables.table_1(scores.responses)["first_5"] > 95).all()
     halting = release_tables.halts(scores.responses, "LLaMA3-70B", "CodeAttack")
     assert 0 < halting["unsafe"].value < halting["words"].value

@@ -8,7 +8,18 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from derta_lib.errors import DertaError
 from derta_lib.results import Number
-from derta_lib.stats import JudgeError, auc, clustered_share, corrected_rate, difference, mean, rate, repeats
+from derta_lib.stats import (
+    JudgeError,
+    auc,
+    clustered_share,
+    corrected_rate,
+    difference,
+    mean,
+    pooled_share,
+    rate,
+    repeats,
+    share,
+)
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 1), (0, 50), (1, 50), (25, 50), (50, 50), (333, 1000)])
@@ -109,6 +120,16 @@ def test_clustered_share_of_single_rows_is_the_binomial_interval() -> None:
     assert (number.low, number.high) == pytest.approx(exact, abs=0.01)
     copied = clustered_share(np.repeat(right, 10), np.repeat(np.arange(200), 10).tolist())
     assert (copied.value, copied.low, copied.high) == pytest.approx((number.value, number.low, number.high))
+
+
+def test_pooled_share_takes_the_wider_interval() -> None:
+    crafts = [craft for craft in range(4) for _ in range(5)]
+    two_of_four = [craft < 2 for craft in crafts]
+    number = pooled_share(two_of_four, crafts)
+    # all or none of four crafts are drawn from the two that fell with a chance of 1/16 each: above 2.5 %
+    assert (number.value, number.n, number.low, number.high) == (0.5, 20, 0.0, 1.0)
+    assert pooled_share([True] * 20, crafts) == share([True] * 20)  # no craft differs: Wilson's is wider
+    assert pooled_share(two_of_four, list(range(20))) == share(two_of_four)
 
 
 def test_corrected_rate_by_hand() -> None:
