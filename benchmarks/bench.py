@@ -29,7 +29,7 @@ from derta_lib.errors import DertaError, UsageError
 from derta_lib.experiment import with_twins
 from derta_lib.generation import LocalTarget, generate
 from derta_lib.models import REFERENCE, load_model, load_tokenizer
-from derta_lib.records import write_json
+from derta_lib.records import check_output, write_json
 from derta_lib.results import Number, Results
 from derta_lib.runs import environment
 
@@ -279,6 +279,7 @@ def bench(
     """
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UsageError(f"--device {device}: it is not here; give cpu, or cuda on a machine with an NVIDIA GPU.")
+    check_output(out)
     request = {"model": model, "device": device, "triples": triples, "rounds": rounds}
     base = contenders.base_model(model, device)
     found = memory(model, base, device, triples)

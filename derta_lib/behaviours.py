@@ -93,16 +93,19 @@ def _read_file(path: Path) -> list[Behaviour]:
 def _from_row(row: dict[str, Any], where: str) -> Behaviour:
     if unknown := sorted(set(row) - set(COLUMNS)):
         raise DertaError(f"{where}: unknown column '{unknown[0]}'; a behaviour has {', '.join(COLUMNS)}.")
-    values = {"benign": False, "steps": (), **row}
+    values = {"benign": False, "steps": (), **{name: value for name, value in row.items() if value != ""}}
     if not isinstance(values.get("query", ""), str) or not values.get("query", "").strip():
         raise DertaError(f"{where}: 'query' is missing, empty or not text; every behaviour needs one.")
     if str(values["benign"]).lower() not in ("true", "false"):
         raise DertaError(f"{where}: 'benign' must be true or false, found '{values['benign']}'.")
     values["benign"] = str(values["benign"]).lower() == "true"
     try:
-        values["steps"] = tuple(json.loads(values["steps"]) if isinstance(values["steps"], str) else values["steps"])
-    except (ValueError, TypeError):
-        raise DertaError(f"{where}: 'steps' must be a JSON list of texts.") from None
+        steps = json.loads(values["steps"]) if isinstance(values["steps"], str) else values["steps"]
+    except ValueError:
+        steps = None
+    if not isinstance(steps, list | tuple):
+        raise DertaError(f"{where}: 'steps' must be a JSON list of texts.")
+    values["steps"] = tuple(steps)
     values.setdefault("id", content_key(values["query"]))
     values.setdefault("declarative", declarative(values["query"]))
     texts = [name for name in COLUMNS if name not in ("benign", "steps") and not isinstance(values.get(name, ""), str)]

@@ -5,7 +5,7 @@ from typing import Any, TypedDict
 
 from jinja2.exceptions import TemplateError
 
-from derta_lib.errors import DertaError
+from derta_lib.errors import DertaError, first_line
 
 PROBE_SYSTEM = "Probe rules"
 PROBE_QUERY = "Probe question"
@@ -113,8 +113,11 @@ def chat_of(tokenizer: Any) -> Chat:
         )
     user: Message = {"role": "user", "content": PROBE_QUERY}
     answer: Message = {"role": "assistant", "content": PROBE_ANSWER}
-    opening = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-    whole = tokenizer.apply_chat_template([user, answer], tokenize=False)
+    try:
+        opening = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
+        whole = tokenizer.apply_chat_template([user, answer], tokenize=False)
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise DertaError(f"The chat template of '{name}' fails ({first_line(error)}); mend the template.") from None
     if PROBE_QUERY not in opening or PROBE_ANSWER not in whole:
         raise DertaError(f"The chat template of '{name}' does not print what it is given; mend the template.")
     before, tail = whole.split(PROBE_ANSWER, 1)
@@ -141,5 +144,5 @@ def _prints_system(tokenizer: Any, user: Message) -> bool:
     rules: Message = {"role": "system", "content": PROBE_SYSTEM}
     try:
         return PROBE_SYSTEM in tokenizer.apply_chat_template([rules, user], tokenize=False)
-    except TemplateError:
+    except TemplateError:  # it refuses such a turn
         return False

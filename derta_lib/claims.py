@@ -268,9 +268,9 @@ def _cells() -> list[Claim]:
         for _, row in paper.table(name).iterrows():
             for column in row.index.drop(["method", "n_data"], errors="ignore"):
                 ours = row["method"] in ("vanilla", "derta", "dpo")
-                kind = {"black_box_avg": "black-box", "white_box_avg": "white-box"}.get(column)
-                of = ("average", kind) if kind else ("asr", column)
-                key = f"release/{of[0]}/LLaMA3-70B/{row['method']}/{of[1]}" if ours else ""
+                group = {"black_box_avg": "black-box", "white_box_avg": "white-box"}.get(column)
+                rate, of = ("average", group) if group else ("asr", column)
+                key = f"release/{rate}/LLaMA3-70B/{row['method']}/{of}" if ours else ""
                 cell(title, f"{name}[method={row['method']}].{column}", f"LLaMA3-70B, {row['method']}: {column}", key)
     for _, row in paper.table("figure6_model_size").iterrows():
         for method in ("vanilla", "derta"):

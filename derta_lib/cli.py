@@ -70,12 +70,14 @@ def train(
     steps: int = 40,
     learning_rate: float = 1e-3,
     lora_rank: Annotated[int, typer.Option(help="0 trains all parameters.")] = 16,
+    max_length: Annotated[int, typer.Option(help="Tokens of a row; what is longer is cut, and counted.")] = 512,
     seed: Seed = 0,
 ) -> None:
     """Train a model and print its checkpoint folder, which every --model takes; a stopped run is resumed."""
     from derta_lib import supervision, training
     from derta_lib.corpus import concord
     from derta_lib.data import Pair, Triple, read_records
+    from derta_lib.models import checkpoint_card
 
     corpus = concord(seed)
     recipe = training.Recipe(
@@ -85,11 +87,15 @@ def train(
         learning_rate=learning_rate,
         lora_rank=lora_rank,
         lora_alpha=2 * lora_rank,
+        max_length=max_length,
         seed=seed,
     )
     safety = read_records(Triple, triples) if triples else corpus.triples
     helpful = read_records(Pair, pairs) if pairs else corpus.pairs
-    print(training.train(model, safety, helpful, recipe))
+    folder = training.train(model, safety, helpful, recipe)
+    for what, count in checkpoint_card(str(folder))["cut"].items():
+        print(f"derta: {count} {what}", file=sys.stderr)
+    print(folder)
 
 
 @cli.command()
@@ -201,6 +207,9 @@ def app() -> None:
     except DertaError as error:
         print(f"derta: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"derta: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

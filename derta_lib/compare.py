@@ -69,10 +69,22 @@ def compare(first: Path, second: Path) -> list[Change]:
 
 
 def worse(changes: Sequence[Change], metrics: Sequence[str]) -> list[Change]:
-    """Changes for the worse in `metrics`, beyond their interval; UsageError for a metric without a known direction."""
+    """Changes for the worse in `metrics`, beyond their interval.
+
+    Raises UsageError for a metric without a known direction, and DertaError for one that the second run has not
+    measured wherever the first did: what was not measured cannot be said to be no worse.
+    """
     for metric in metrics:
         if metric not in BETTER:
             raise UsageError(f"--fail-on {metric}: the metrics with a better side are {', '.join(BETTER)}.")
+        measured = [change for change in changes if change.metric == metric and change.first]
+        lost = [change.key for change in measured if change.second is None]
+        if lost or not measured:
+            raise DertaError(
+                f"--fail-on {metric}: "
+                + (f"the second run lacks {lost[0]} (and {len(lost) - 1} more)" if lost else "the first run has none")
+                + "; make both runs with the same parameters."
+            )
     return [c for c in changes if c.metric in metrics and c.sign == -BETTER[c.metric]]
 
 
@@ -129,10 +141,10 @@ def _load(folder: Path) -> tuple[Results, dict[str, Any]]:
     if not folder.is_dir():
         known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
         raise UsageError(f"there is no run '{folder.name}'; the runs are {', '.join(known) or 'none yet'}.")
-    told = folder / "results.json"
-    parts = [path.stat().st_mtime_ns for path in (folder / "parts").glob("*.json")]
-    if told.exists() and told.stat().st_mtime_ns >= max(parts, default=0):
-        return results.load(told), read_json(folder / "manifest.json")
+    told, made = folder / "results.json", folder / "manifest.json"
+    parts = max((path.stat().st_mtime_ns for path in (folder / "parts").glob("*.json")), default=0)
+    if told.exists() and made.exists() and min(told.stat().st_mtime_ns, made.stat().st_mtime_ns) >= parts:
+        return results.load(told), read_json(made)
     return merge(folder)
 
 

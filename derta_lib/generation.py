@@ -11,7 +11,7 @@ from derta_lib.chat import Chat, Prompt, chat_of
 from derta_lib.errors import UsageError
 from derta_lib.loss import site_logits, site_losses
 from derta_lib.models import load_model, load_tokenizer
-from derta_lib.tree import Row, Site, hidden_states, pack, use_tree_attention
+from derta_lib.tree import Row, Site, check_length, hidden_states, pack, use_tree_attention
 
 T = TypeVar("T")
 PACK_TOKENS = 8192
@@ -102,8 +102,12 @@ def _filled(items: Iterable[T], size: Callable[[T | None, T], int], limit: int) 
 def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: set[int]) -> list[list[int]]:
     """New token ids of each prompt's greedy continuation, without the stop token, in order.
 
-    Equal to `model.generate(do_sample=False)` prompt by prompt in fp32.
+    Equal to `model.generate(do_sample=False)` prompt by prompt in fp32. Raises UsageError for no new tokens, and
+    DertaError where a prompt and its continuation are longer than the model's context.
     """
+    if max_new_tokens < 1:
+        raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
+    check_length(model, max(map(len, prompts), default=0) + max_new_tokens - 1)  # the last token is not read again
     answers: list[list[int]] = [[] for _ in prompts]
     bins = plan_bins(prompts, PACK_TOKENS, CACHE_TOKENS // max_new_tokens)
     for batch in _filled(bins, lambda _, plan: plan.columns + len(plan.prompts) * max_new_tokens, CACHE_TOKENS):

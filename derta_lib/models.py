@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -115,9 +116,13 @@ def resolve(model: str) -> str:
     return model
 
 
+_HELD = (".safetensors", ".json", ".jinja", ".model", ".txt")
+"""Files of a model's folder that decide what it computes, its tokenizer's among them."""
+
+
 def model_key(model: str) -> str:
-    """Key of a model as it computes here: `precision`, and what it holds (its weights' and config's hashes for a
-    folder, its id and commit for the hub).
+    """Key of a model as it computes here: `precision`, and what it holds (its files' hashes for a folder, its id and
+    commit for the hub).
 
     The commit is None where neither the hub nor its cache knows the model; loading it then says so.
     """
@@ -127,11 +132,11 @@ def model_key(model: str) -> str:
     held: tuple[Any, ...]
     if not folder.is_dir():
         held = "hub", location, _hub_commit(location)
-    elif card.exists():
-        held = "card", read_json(card)
     else:
-        files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json"))
-        held = "folder", [(p.name, file_sha256(p)) for p in files]
+        files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name != CHECKPOINT_CARD)
+        if card.exists():  # it names the base, whose place an adapter's config holds as well
+            files = [path for path in files if path.name != "adapter_config.json"]
+        held = read_json(card) if card.exists() else None, [(path.name, file_sha256(path)) for path in files]
     return content_key(precision(), *held)
 
 
@@ -158,7 +163,7 @@ def load_tokenizer(model: str) -> Any:
     location = resolve(model)
     try:
         return AutoTokenizer.from_pretrained(location, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # a damaged folder makes transformers raise whatever its parsers do
         raise DertaError(f"model '{model}': its tokenizer could not be loaded ({first_line(error)}).") from None
 
 
@@ -188,10 +193,10 @@ def load_model(model: str, dtype: str | None = None) -> Any:
 
     `dtype` is `precision` unless it is given.
 
-    Only safetensors are read and no remote code is run. Raises DertaError or UsageError in one sentence.
+    Only safetensors are read and no remote code is run. Raises DertaError or UsageError in one sentence, also for a
+    folder that lacks some of the weights, where transformers and PEFT would go on with random ones.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     location = resolve(model)
@@ -199,41 +204,54 @@ def load_model(model: str, dtype: str | None = None) -> Any:
     wanted = getattr(torch, dtype or precision())
     try:
         if adapter.exists():
-            from peft import PeftModel
+            from peft import PeftModel, get_peft_model_state_dict
+            from safetensors.torch import load_file
 
             if not (base := read_json(adapter).get("base_model_name_or_path")):
                 raise DertaError(f"{adapter}: it names no base model; set 'base_model_name_or_path'.")
+            held = load_file(adapter.with_name("adapter_model.safetensors"))
             adapted = PeftModel.from_pretrained(load_model(base, "float32"), location)
+            _refuse_gaps(get_peft_model_state_dict(adapted).keys() - held.keys(), model)
             # PEFT has frozen the base, and full-parameter training may start from this checkpoint
             loaded = adapted.merge_and_unload().to(wanted).requires_grad_(True)
         else:
-            loaded = AutoModelForCausalLM.from_pretrained(
-                location, dtype=wanted, use_safetensors=True, trust_remote_code=False
+            read: Any = AutoModelForCausalLM.from_pretrained(
+                location, dtype=wanted, use_safetensors=True, trust_remote_code=False, output_loading_info=True
             )
+            loaded, told = read
+            _refuse_gaps(told["missing_keys"], model)
             _refuse_long_rows(loaded, model)
-    except (OSError, ValueError, SafetensorError) as error:
+    except DertaError:
+        raise
+    except Exception as error:  # a damaged folder makes transformers and PEFT raise whatever their parsers do
         raise DertaError(f"model '{model}': it could not be loaded ({first_line(error)}).") from None
     return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
+def _refuse_gaps(missing: Iterable[str], model: str) -> None:
+    if names := sorted(missing):
+        raise DertaError(
+            f"model '{model}': {len(names)} of its weights are not in its files ({names[0]} is the first); "
+            "take a whole copy."
+        )
+
+
 def _refuse_long_rows(loaded: Any, model: str) -> None:
-    """Stop packs of a model whose rotary frequencies change with the longest row, once a row is so long that they do:
-    from there on the rows of a pack would influence one another.
+    """Stop packs of a model whose rotary frequencies change with the longest row before the end of its context, once a
+    row is so long that they do: from there on the rows of a pack would influence one another.
     """
     config = loaded.config.get_text_config()
     given = getattr(config, "rope_parameters", None) or {}
     rules = [given, *(rule for rule in given.values() if isinstance(rule, dict))]  # of all layers, or by their type
-    changing = {rule["rope_type"]: rule for rule in rules if rule.get("rope_type") in ("dynamic", "longrope")}
-    for kind, rule in changing.items():
-        known = config.max_position_embeddings
-        limit = rule.get("original_max_position_embeddings", known) if kind == "longrope" else known
+    for rule in [rule for rule in rules if rule.get("rope_type") == "longrope"]:
+        limit = rule.get("original_max_position_embeddings", config.max_position_embeddings)
 
-        def check(_: Any, arguments: Any, named: dict[str, Any], kind: str = kind, limit: int = limit) -> None:
+        def check(_: Any, arguments: Any, named: dict[str, Any], limit: int = limit) -> None:
             positions = named.get("position_ids")
             if positions is not None and (length := int(positions.max()) + 1) > limit:
                 raise DertaError(
                     f"model '{model}': a row of {length} tokens is longer than {limit}, where its rotary embedding "
-                    f"('{kind}') changes for all rows of a pack; lower max_length or max_new_tokens."
+                    "('longrope') changes for all rows of a pack; lower max_length or max_new_tokens."
                 )
 
         loaded.get_decoder().register_forward_pre_hook(check, with_kwargs=True)

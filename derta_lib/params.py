@@ -110,11 +110,15 @@ def read_profile(path: Path) -> dict[str, Any]:
         raise UsageError(f"there is no profile '{path.stem}'; the profiles are {known}.")
     try:
         profile = yaml.load(read_text(path), _UniqueKeys)
-    except yaml.YAMLError as error:
+    except DertaError:
+        raise
+    except Exception as error:  # what is no date, number or constructor of YAML's comes as the errors of its parsers
         raise DertaError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
-    if not isinstance(profile or {}, dict) or not all(isinstance(name, str) for name in profile or {}):
+    if profile is None:  # an empty file
+        return {}
+    if not isinstance(profile, dict) or not all(isinstance(name, str) for name in profile):
         raise DertaError(f"{path}: write one `name: value` a line.")
-    return profile or {}
+    return profile
 
 
 def parse_settings(settings: Sequence[str]) -> dict[str, str]:
@@ -168,7 +172,7 @@ def _scalar(type_: str, value: Any) -> Any:
                 return int(value)
             if type_ == "float" and math.isfinite(float(value)):
                 return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
     wanted = "true or false" if type_ == "bool" else f"of type {type_}"
     raise ValueError(f"{value!r} is not {wanted}")

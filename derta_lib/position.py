@@ -18,7 +18,7 @@ from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError
 from derta_lib.generation import LocalTarget, local_target, row_losses
 from derta_lib.judges.refusal import find_refusal
-from derta_lib.records import write_jsonl
+from derta_lib.records import check_output, write_jsonl
 from derta_lib.refusal import refusal_token
 from derta_lib.results import Number
 from derta_lib.tree import Row, Site
@@ -102,6 +102,7 @@ def position_command(model: str, source: str, out: Path, *, max_new_tokens: int 
     and `p_refusal` (|r̂|+1 values; both empty where the behaviours have no harmful response). Returns the share of
     the refusals that start within the first five tokens (Table 1), None where nothing was refused.
     """
+    check_output(out, source)
     behaviours = load_behaviours(source, seed=seed)
     target = local_target(model)
     records, positions = [], []

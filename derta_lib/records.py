@@ -33,13 +33,31 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def check_output(path: Path | str, *inputs: Path | str) -> None:
+    """Raise UsageError, before any work is done, where `path` cannot be written or is one of the `inputs`."""
+    path = Path(path)
+    descriptor, name = _temporary(path)
+    os.close(descriptor)
+    os.unlink(name)
+    if path.exists() and any(Path(given).exists() and path.samefile(given) for given in inputs):
+        raise UsageError(f"{path}: this is the input, which would be lost; name another file to write.")
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """An open file beside `path`: its descriptor and its name."""
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path}: this is a folder; name a file to write.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise UsageError(f"{path}: it cannot be written ({error.strerror}); name another place.") from None
+
+
 def write_text(path: Path | str, text: str) -> Path:
     """Write `text` under a temporary name, then rename: a reader sees the old file or the new one."""
     path = Path(path)
-    if path.is_dir():
-        raise UsageError(f"{path}: this is a folder; name a file to write.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    descriptor, temporary = _temporary(path)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
             handle.write(text)
@@ -60,13 +78,18 @@ def read_text(path: Path | str) -> str:
     that is not UTF-8.
     """
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return _decoded(path, Path(path).read_bytes())
     except FileNotFoundError:
         raise DertaError(f"{path}: there is no such file.") from None
     except IsADirectoryError:
         raise DertaError(f"{path}: this is a folder; name a file.") from None
     except OSError as error:
         raise DertaError(f"{path}: it could not be read ({error.strerror}).") from None
+
+
+def _decoded(path: Path | str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DertaError(f"{path}, line {line}: not UTF-8 text ({error.reason}); save the file as UTF-8.") from None
@@ -75,7 +98,7 @@ def read_text(path: Path | str) -> str:
 def _parsed(path: Path | str, text: str, line: int = 1) -> Any:
     """The JSON value of a text that begins on `line` of a file; what could not be written again is refused."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unrepeated)
         canonical(value).encode()  # refuses NaN and halves of surrogate pairs
         return value
     except json.JSONDecodeError as error:
@@ -83,6 +106,14 @@ def _parsed(path: Path | str, text: str, line: int = 1) -> Any:
     except (ValueError, RecursionError) as error:
         where, said = line, str(error)
     raise DertaError(f"{path}, line {where}: not valid JSON ({said}).")
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key '{next(name for name in names if names.count(name) > 1)}' stands twice")
+    return found
 
 
 def read_json(path: Path | str) -> Any:
@@ -104,7 +135,15 @@ def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple
     without any.
     """
     empty = True
-    for number, line in enumerate(read_text(path).split("\n"), start=1):  # splitlines would cut at U+2028 within texts
+    for number, record in _records(path, read_text(path), required):
+        empty = False
+        yield number, record
+    if empty:
+        raise DertaError(f"{path}: the file is empty; give it at least one line.")
+
+
+def _records(path: Path | str, text: str, required: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines would cut at U+2028 within texts
         if not line.strip():
             continue
         record = _parsed(path, line, number)
@@ -112,10 +151,7 @@ def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple
             raise DertaError(f"{path}, line {number}: expected a JSON object, found {type(record).__name__}.")
         if missing := [key for key in required if key not in record]:
             raise DertaError(f"{path}, line {number}: the key '{missing[0]}' is missing.")
-        empty = False
         yield number, record
-    if empty:
-        raise DertaError(f"{path}: the file is empty; give it at least one line.")
 
 
 def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
@@ -126,6 +162,9 @@ def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
     empty = True
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
+        names = list(rows.fieldnames or ())
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise DertaError(f"{path}, line 1: the column '{repeated[0]}' stands twice; name each once.")
         for row in rows:
             if None in row or None in row.values():
                 raise DertaError(f"{path}, line {rows.line_num}: the row has not as many fields as the header.")
@@ -137,14 +176,25 @@ def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
         raise DertaError(f"{path}: the file is empty; give it a header and at least one row.")
 
 
-def resume_jsonl(path: Path | str) -> dict[str, dict[str, Any]]:
-    """Records of an interrupted JSONL file by id; a torn last line is cut from the file first."""
-    path = Path(path)
-    if not path.exists():
+def resume_jsonl(path: Path | str, required: Iterable[str] = ("id",)) -> dict[str, dict[str, Any]]:
+    """Records of an interrupted JSONL file by id, without a last line that was torn in writing.
+
+    Raises DertaError as `read_jsonl` does, and for an id that is not text.
+    """
+    if not Path(path).exists():
         return {}
-    data = path.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if whole != data:
-        with open(path, "r+b") as handle:
-            handle.truncate(len(whole))
-    return {record["id"]: record for _, record in read_jsonl(path, required=("id",))} if whole.strip() else {}
+    whole, _, last = Path(path).read_bytes().rpartition(b"\n")
+    found = {}
+    for number, record in _records(path, _decoded(path, whole + b"\n" + last if _is_json(last) else whole), required):
+        if not isinstance(record["id"], str):
+            raise DertaError(f"{path}, line {number}: 'id' must be text; this file was not written by an attack.")
+        found[record["id"]] = record
+    return found
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+        return True
+    except ValueError:  # torn in mid-line, or in mid-character
+        return False

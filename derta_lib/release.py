@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from derta_lib.errors import DertaError
-from derta_lib.records import content_key
+from derta_lib.records import content_key, read_jsonl
 
 ATTACKS = {
     "codeattack": "CodeAttack",
@@ -199,7 +199,7 @@ def _letters(text: str) -> str:
 
 
 def _questions(path: Path) -> list[str]:
-    return [row["question"] for _, row in _rows(path)]
+    return [row["question"] for _, row in read_jsonl(path, required=("question",))]
 
 
 def _matchers(prompts: Path) -> dict[str, _Matcher]:

@@ -1,5 +1,6 @@
 """Results of a run: named numbers, each with its n and its interval, in one file."""
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -56,7 +57,13 @@ def load(path: Path | str) -> Results:
         raise DertaError(f"{path}: this is no results file; make the run again.")
     for key, fields in found.items():
         try:
-            numbers[key] = Number(**fields)
+            number = Number(**fields)
+            bounds = [bound for bound in (number.low, number.high, number.n) if bound is not None]
+            sound = all(math.isfinite(each) for each in (number.value, *bounds)) and isinstance(number.unit, str)
+            sound = sound and (number.unit != "rate" or 0 <= number.value <= 1)
         except TypeError:
-            raise DertaError(f"{path}: the entry '{key}' is not a number record; make the run again.") from None
+            sound = False
+        if not sound:
+            raise DertaError(f"{path}: the entry '{key}' is not a number record; make the run again.")
+        numbers[key] = number
     return numbers

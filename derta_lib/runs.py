@@ -178,14 +178,13 @@ def merge(folder: Path) -> tuple[Results, dict[str, Any]]:
                 )
             owner.setdefault(key, part["notebook"])
             merged[key] = number
-    write_json(folder / "results.json", merged)
     manifest = {
         "name": folder.name,
         "notebooks": {part.pop("notebook"): {k: v for k, v in part.items() if k not in _IN_PARTS} for part in parts},
         "results_from": owner,
     }
     write_json(folder / "manifest.json", manifest)
-    return results.load(folder / "results.json"), manifest
+    return results.load(write_json(folder / "results.json", merged)), manifest  # last: it makes the two count
 
 
 @cache

@@ -15,7 +15,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from derta_lib.errors import UsageError
-from derta_lib.records import read_json, write_json
+from derta_lib.records import check_output, read_json, write_json
 from derta_lib.results import Number
 from derta_lib.stats import combine, repeats
 
@@ -112,6 +112,7 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
 
     if seeds < 1 or workers < 1:
         raise UsageError(f"--seeds {seeds} --workers {workers}: give whole numbers from 1 on.")
+    check_output(out)
     chosen = read_profile(root / "notebooks" / "profiles" / f"{profile}.yaml")
     notebook = root / "notebooks" / f"{NOTEBOOK}.ipynb"
     declared = read_parameters(notebook)

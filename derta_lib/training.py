@@ -1,6 +1,7 @@
 """Training: examples in a fixed order → packs → the loss at their sites, through transformers' Trainer and PEFT."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -24,7 +25,7 @@ from derta_lib import chat, loss, refusal, supervision, tree
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
 from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer, model_key, precision, replace_folder
-from derta_lib.records import cache_dir, content_key, file_sha256, write_json
+from derta_lib.records import cache_dir, content_key, file_sha256, read_json, write_json
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
 
 Example = Triple | Pair
@@ -36,6 +37,7 @@ class Recipe:
 
     `triples` a step (a baseline sees twice as many, `supervision.METHODS`), `helpful` pairs for each
     of those triples, `micro_batch` examples packed into one sequence; `lora_rank` 0 trains all parameters.
+    Raises UsageError for a number that no training could have.
     """
 
     method: str = "derta"
@@ -52,6 +54,17 @@ class Recipe:
     seed: int = 0
     dtype: str = field(default_factory=precision)
     gradient_checkpointing: bool = False
+
+    def __post_init__(self) -> None:
+        least = {"steps": 1, "triples": 1, "helpful": 0, "lora_rank": 0, "max_length": 2, "micro_batch": 1, "seed": 0}
+        for name, low in least.items():
+            if getattr(self, name) < low:
+                raise UsageError(f"{name} is {getattr(self, name)}; it must be {low} or more.")
+        if not 0 < self.learning_rate < math.inf or self.seed >= 2**32:
+            raise UsageError(
+                f"learning_rate is {self.learning_rate} and seed {self.seed}; the first must be above 0 and finite, "
+                "the second below 2**32."
+            )
 
 
 def schedule(triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -> list[Example]:
@@ -261,7 +274,9 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     """
     key = checkpoint_key(recipe, model, triples, pairs)
     folder = cache_dir() / "checkpoints" / f"{recipe.method}-{key}"
+    base = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
     if (folder / CHECKPOINT_CARD).exists():
+        _on(base, folder)
         return folder
     work = cache_dir() / "unfinished" / key
     set_seed(recipe.seed)
@@ -293,9 +308,16 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     with disable_input_dtype_casting(prepared):
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
     if trainer.is_world_process_zero():
-        save(trainer, folder, tokenizer, recipe, {"key": key, "base": model, "cut": cut}, tree.TASKS)
+        save(trainer, folder, tokenizer, recipe, {"key": key, "base": base, "cut": cut}, tree.TASKS)
     trainer.accelerator.wait_for_everyone()
     return folder
+
+
+def _on(base: str, folder: Path) -> None:
+    """Let an adapter stand on `base`: the model that it was trained from may have moved since."""
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and (config := read_json(adapter))["base_model_name_or_path"] != base:
+        write_json(adapter, config | {"base_model_name_or_path": base})
 
 
 def save(

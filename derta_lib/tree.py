@@ -327,7 +327,11 @@ def use_tree_attention(model: Any) -> None:
 
 
 def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
-    """Last hidden states [L, d] of a pack; position ids restart at every fork, attention follows the branches."""
+    """Last hidden states [L, d] of a pack; position ids restart at every fork, attention follows the branches.
+
+    Raises DertaError for a row that is longer than the model's context.
+    """
+    check_length(model, int(packed.positions.max()) + 1)
     output = model.get_decoder()(
         input_ids=packed.ids[None].to(model.device),
         position_ids=packed.positions[None].to(model.device),
@@ -335,6 +339,16 @@ def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
         **{"use_cache": False, **kwargs},
     )
     return output.last_hidden_state[0]
+
+
+def check_length(model: Any, tokens: int) -> None:
+    """Raise DertaError where a row of so many tokens is longer than the model's context."""
+    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if known and tokens > known:
+        raise DertaError(
+            f"A row of {tokens} tokens is longer than the model's context of {known}; shorten the texts, or lower "
+            "max_length or max_new_tokens."
+        )
 
 
 def layout(packed: Pack, model: Any) -> Layout:

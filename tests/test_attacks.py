@@ -254,7 +254,8 @@ def test_stopped_at_any_record_or_within_one_it_goes_on_to_the_same_file(tmp_pat
             target = Echo()
             assert run(part, target) == records
             assert part.read_bytes() == data
-            assert len(target.asked) == len(records) - done
+            lacks_only_its_end = torn and torn == len(data[end:].split(b"\n")[0])
+            assert len(target.asked) == len(records) - done - bool(lacks_only_its_end)
 
 
 def test_killed_in_the_middle_of_a_call_nothing_finished_is_asked_again(tmp_path, monkeypatch):

@@ -123,6 +123,8 @@ def test_odd_templates_by_execution(family: str, name: str) -> None:
         ("{% if add_generation_prompt %}A:{% endif %}{{ messages[-1].content if messages | length > 1 }}", "print"),
         ("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}", "print"),
         ("{% for m in messages %}{{ m.content }}|{% endfor %}{% if add_generation_prompt %}A:{% endif %}", "elsewhere"),
+        ("{% if %}", "fails"),
+        ("{{ messages[5].content }}", "fails"),
     ],
 )  # fmt: skip
 def test_templates_that_lose_something_are_refused(template: str | None, said: str) -> None:

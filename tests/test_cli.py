@@ -3,6 +3,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from typer.testing import CliRunner
@@ -77,7 +78,10 @@ def test_unpaired_rates_have_newcombes_interval(tmp_path):
     assert not change.paired
     assert change.sign == 1
     assert compare.worse([change], ["asr"]) == [change]
-    assert compare.worse([change], ["benign_refusal"]) == []
+    with pytest.raises(DertaError, match="the first run has none"):
+        compare.worse([change], ["benign_refusal"])
+    with pytest.raises(DertaError, match=f"the second run lacks {change.key}"):
+        compare.worse([replace(change, second=None, difference=None)], ["asr"])
     assert compare.worse(compare.compare(b, a), ["asr"]) == []
 
 

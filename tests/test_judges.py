@@ -221,6 +221,17 @@ def test_an_endpoint_judge_without_its_settings_names_them(monkeypatch):
         judges.build("endpoint")
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"), [("URL", "localhost/v1", "a http or https address"), ("KEY", "se\ncret", "KEY holds")]
+)
+def test_an_endpoint_judge_with_odd_settings_names_them_and_shows_no_key(monkeypatch, name, value, said):
+    for setting, usual in (("URL", "http://localhost/v1"), ("MODEL", "m"), ("KEY", "")):
+        monkeypatch.setenv(f"DERTA_JUDGE_{setting}", value if setting == name else usual)
+    with pytest.raises(UsageError, match=said) as caught:
+        judges.build("endpoint")
+    assert "cret" not in str(caught.value)
+
+
 class Scripted:
     """A target that gives prepared answers and keeps what it was asked."""
 
@@ -290,6 +301,8 @@ def server():
             seen.append((self.path, self.headers.get("Authorization"), body))
             status, reply = replies.pop(0)
             self.send_response(status)
+            if "shorter than it says" in reply:
+                self.send_header("Content-Length", "999")
             self.end_headers()
             self.wfile.write(reply.encode())
 
@@ -310,7 +323,7 @@ ANSWER = json.dumps({"choices": [{"message": {"content": "VERDICT: SAFE"}}]})
 
 def test_the_endpoint_is_asked_again_while_it_is_busy(server, monkeypatch):
     url, replies, seen = server
-    replies += [(429, ""), (503, "down"), (200, "{torn"), (200, ANSWER)]
+    replies += [(429, ""), (503, "down"), (200, "{shorter than it says"), (200, ANSWER)]
     monkeypatch.setenv("DERTA_JUDGE_URL", url + "/")
     monkeypatch.setenv("DERTA_JUDGE_MODEL", "some-model")
     monkeypatch.setenv("DERTA_JUDGE_KEY", "secret")

@@ -1,5 +1,6 @@
 """Models: keys that follow a hub model's commit, and the lengths at which a pack is no longer its rows."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,14 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from plain import SHAPE, VOCABULARY, loss_of_row, relative
+from safetensors.torch import load_file, save_file
 from tiny import tiny_folder
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
-from derta_lib.errors import DertaError
+from derta_lib.corpus import concord
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.generation import generate, row_losses
 from derta_lib.models import load_model, model_key, precision
-from derta_lib.training import Recipe
+from derta_lib.training import Recipe, train
 from derta_lib.tree import Row, Site, use_tree_attention
 
 KEYS = "from derta_lib.models import model_key as key; print(key('owner/name'), key('owner/other'))"
@@ -51,6 +55,70 @@ def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
         model_key(folder)
 
 
+def test_weights_that_are_missing_are_not_made_up(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "base")
+    config = tmp_path / "base" / "config.json"
+    held = json.loads(config.read_text())
+    layers = held["num_hidden_layers"]
+    adapter = tmp_path / "adapter"
+    get_peft_model(load_model(folder), LoraConfig(r=2, target_modules="all-linear")).save_pretrained(adapter)
+    settings = adapter / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"base_model_name_or_path": folder}))
+    load_model(str(adapter))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    dropped = sorted(weights)[3]
+    save_file({name: w for name, w in weights.items() if name != dropped}, adapter / "adapter_model.safetensors")
+    with pytest.raises(DertaError, match=f"1 of its weights are not in its files .{dropped} "):
+        load_model(str(adapter))
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(DertaError, match="could not be loaded"):
+        load_model(str(adapter))
+    config.write_text(json.dumps({**held, "num_hidden_layers": layers + 1, "layer_types": None}))
+    with pytest.raises(DertaError, match=rf"of its weights are not in its files \(model\.layers\.{layers}\."):
+        load_model(folder)
+
+
+def test_the_key_follows_whatever_changes_the_answers(tmp_path: Path) -> None:
+    folder, keys = tiny_folder(tmp_path), []
+    for change in range(4):
+        if change == 1:
+            (tmp_path / "chat_template.jinja").write_text("{{ messages[0].content }}")
+        if change == 2:
+            (tmp_path / "derta.json").write_text("{}")
+        if change == 3:
+            (tmp_path / "model.safetensors").write_bytes(b"other weights")
+        keys.append(model_key(folder))
+        assert keys[-1] == model_key(folder)
+    assert len(set(keys)) == 4
+
+
+def test_a_checkpoint_finds_a_base_that_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DERTA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    tiny_folder(tmp_path / "there")
+    corpus, recipe = concord(0), Recipe(steps=1, triples=1, lora_rank=2, dtype="float32")
+
+    def trained(model: str) -> Path:
+        return train(model, corpus.triples[:4], corpus.pairs[:8], recipe)
+
+    checkpoint = trained("there")
+    monkeypatch.chdir("/")
+    load_model(str(checkpoint))
+    (tmp_path / "there").rename(tmp_path / "elsewhere")
+    with pytest.raises(DertaError, match="there is no such folder"):
+        load_model(str(checkpoint))
+    assert trained(str(tmp_path / "elsewhere")) == checkpoint
+    load_model(str(checkpoint))
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"steps": 0}, {"learning_rate": float("nan")}, {"lora_rank": -1}, {"seed": -1}, {"seed": 2**32}]
+)
+def test_a_training_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(wrong))} is|seed {next(iter(wrong.values()))}"):
+        Recipe(**wrong)
+
+
 LIMIT = 24
 THETA = {"rope_theta": 10000.0}
 LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5], "long_factor": [8.0] * 4, **THETA}
@@ -77,7 +145,9 @@ def test_rows_in_a_pack_are_exact_or_refused(kind: str, tmp_path: Path) -> None:
     whole = rows(LIMIT, 10)
     for row, ours in zip(whole, row_losses(model, whole), strict=True):
         assert relative(ours[0], loss_of_row(plain, list(row.ids), len(row.ids) - 1, 5)) <= 1e-5
-    said = f"a row of {LIMIT + 1} tokens is longer than {LIMIT}, where its rotary embedding .'{kind}'. changes"
+    changes = f"{LIMIT}, where its rotary embedding .'longrope'. changes"
+    end = changes if kind == "longrope" else f"the model's context of {LIMIT};"  # behind it dynamic ones change
+    said = f"row of {LIMIT + 1} tokens is longer than {end}"
     with pytest.raises(DertaError, match=said):
         row_losses(model, rows(LIMIT + 1, 10))
     assert len(generate(model, [row.ids for row in rows(20, 10)], LIMIT - 20 + 1, set())[0]) == 5

@@ -12,8 +12,8 @@ from derta_lib.errors import DertaError, UsageError
 from derta_lib.experiment import load_data
 from derta_lib.judges.files import judge_file, read_items
 from derta_lib.params import read_profile
-from derta_lib.records import read_json, read_jsonl, resume_jsonl, write_jsonl, write_text
-from derta_lib.results import Number
+from derta_lib.records import read_csv, read_json, read_jsonl, resume_jsonl, write_json, write_jsonl, write_text
+from derta_lib.results import Number, load
 
 TRIPLE = {"id": "a", "query": "¿q?", "safe": "Sorry", "harmful": "1. Fold"}
 PAIR = {"id": "a", "query": "q", "response": "r"}
@@ -98,10 +98,41 @@ def test_a_folder_of_data_names_the_file_that_is_missing(tmp_path):
     assert [b.query for b in load_data(str(tmp_path), 0).behaviours["test"]] == ["q"]
 
 
-def test_a_profile_has_names(tmp_path):
-    (tmp_path / "odd.yaml").write_text("on: 3\n")
-    with pytest.raises(DertaError, match="name: value"):
+@pytest.mark.parametrize("text", ["on: 3", "[]", "0", "steps: 2024-13-45", "steps: 0x_", "steps: !!bool x"])
+def test_a_profile_has_names_and_values(tmp_path, text):
+    (tmp_path / "odd.yaml").write_text(text + "\n")
+    with pytest.raises(DertaError, match=r"name: value|not valid YAML"):
         read_profile(tmp_path / "odd.yaml")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        None,
+        [],
+        {"value": "1"},
+        {"value": 0.5, "low": "0"},
+        {"value": 99},
+        {"value": 0.5, "unit": 3},
+        {"value": True, "x": 1},
+    ],
+)
+def test_a_results_file_holds_numbers(tmp_path, fields):
+    path = write_json(tmp_path / "results.json", {"asr/derta/direct": fields})
+    with pytest.raises(DertaError, match="the entry 'asr/derta/direct' is not a number record"):
+        load(path)
+
+
+@pytest.mark.parametrize("steps", ['"abc"', '"\\"abc\\""', '{"a": 1}', "3"])
+def test_steps_are_a_list(tmp_path, steps):
+    path = write_text(tmp_path / "b.jsonl", f'{{"query": "q", "steps": {steps}}}\n')
+    with pytest.raises(DertaError, match="line 1: 'steps' must be a JSON list of texts"):
+        load_behaviours(str(path))
+
+
+def test_an_empty_text_is_a_missing_one(tmp_path):
+    path = write_text(tmp_path / "b.jsonl", '{"query": "How can I fold a kite?", "declarative": ""}\n')
+    assert load_behaviours(str(path))[0].declarative == "I will tell you how to fold a kite:\nStep 1:"
 
 
 @pytest.mark.parametrize(
@@ -121,6 +152,28 @@ def test_a_number_as_text(number, text):
     assert str(number) == text
 
 
+def test_an_output_is_checked_before_the_work(tmp_path):
+    source = write_jsonl(tmp_path / "in.jsonl", [PAIR])
+    link = tmp_path / "link.jsonl"
+    link.symlink_to(source)
+    for out, said in ((source, "this is the input"), (link, "this is the input"), (source / "x", "cannot be written")):
+        with pytest.raises(UsageError, match=said):
+            judge_file(source, out, "labelled")
+    with pytest.raises(UsageError, match="cannot be written"):
+        write_text(tmp_path / ("x" * 300), "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "link.jsonl"]
+    assert source.read_text() == json.dumps(PAIR, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def test_a_name_that_stands_twice_is_refused(tmp_path):
+    path = write_text(tmp_path / "x.jsonl", '{"id": 1, "query": "a", "query": "b"}\n')
+    with pytest.raises(DertaError, match=r"line 1: .*'query' stands twice"):
+        list(read_jsonl(path))
+    path = write_text(tmp_path / "x.csv", "query,query\na,b\n")
+    with pytest.raises(DertaError, match="line 1: the column 'query' stands twice"):
+        list(read_csv(path))
+
+
 def test_nothing_is_written_over_a_folder(tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", [PAIR])
     with pytest.raises(UsageError, match="this is a folder; name a file to write"):
@@ -130,11 +183,15 @@ def test_nothing_is_written_over_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("torn", [b'{"id": "b', b'{"id": "\xe2\x80', b"\xff"])
-def test_a_torn_last_line_is_cut(tmp_path, torn):
+def test_a_torn_last_line_is_left_out(tmp_path, torn):
     path = tmp_path / "r.jsonl"
     path.write_bytes(b'{"id": "a"}\n' + torn)
     assert resume_jsonl(path) == {"a": {"id": "a"}}
-    assert path.read_bytes() == b'{"id": "a"}\n'
     path.write_bytes(torn)
     assert resume_jsonl(path) == {}
-    assert path.read_bytes() == b""
+    assert path.read_bytes() == torn  # nothing is lost before it is known whose file this is
+    path.write_bytes(b'{"id": "a"}\n{"id": "b"}')
+    assert list(resume_jsonl(path)) == ["a", "b"]
+    path.write_bytes(b'{"id": ["a"]}\n')
+    with pytest.raises(DertaError, match="line 1: 'id' must be text"):
+        resume_jsonl(path)

@@ -15,7 +15,7 @@ from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.judges.corpus import CorpusJudge
 from derta_lib.models import model_key
-from derta_lib.records import content_key, json_line, read_jsonl, resume_jsonl, write_jsonl
+from derta_lib.records import check_output, content_key, json_line, read_jsonl, resume_jsonl, write_jsonl
 from derta_lib.runs import versions
 
 
@@ -51,16 +51,17 @@ def attack(
         for behaviour in behaviours
     }
     out = Path(out)
-    kept = resume_jsonl(out)
+    kept = resume_jsonl(out, required=("id", "behaviour", "response"))
     if foreign := kept.keys() - ids.values():
         raise UsageError(
             f"{out}: it holds {len(foreign)} responses of another request; name a new folder or delete it."
         )
     about = {"seed": seed, "model": target.name, "versions": versions()}
-    out.parent.mkdir(parents=True, exist_ok=True)
     left = [(one, b) for one in attacks for b in behaviours if ids[one.name, b.id] not in kept]
     # disable=None: a bar on a terminal, and nothing in a notebook's pages or a log file
     bar = tqdm(_attempts(left, target, seed), "attacks", len(left), leave=False, unit="response", disable=None)
+    if not (out.exists() and out.read_bytes().endswith(b"\n")):
+        write_jsonl(out, kept.values())  # a torn last line goes
     with open(out, "a", encoding="utf-8") as file:
         for one, attempt in bar:
             bar.set_description(one.name)
@@ -102,8 +103,8 @@ def attack_command(
 
     for name in names:
         check(name)
-    if Path(out).is_file():
-        raise UsageError(f"{out}: this is a file; name a folder for the responses.")
+    path = Path(out) / "responses.jsonl"
+    check_output(path, source)
     behaviours = load_behaviours(source, seed=seed)
     pool = jailbreakchat.read_templates(templates) if templates else jailbreakchat.TEMPLATES
     helping = [name for name, of in ((attacker, "pair"), (mutator, "autodan")) if name and of in names]
@@ -128,7 +129,6 @@ def attack_command(
         )
         for name in names
     ]
-    path = Path(out) / "responses.jsonl"
     attack(behaviours, chosen, target, path, seed=seed, target_key=key)
     return path
 

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from http.client import HTTPException
 
 from derta_lib.attacks.base import Target
 from derta_lib.chat import Prompt, ask
@@ -67,8 +68,8 @@ class Endpoint:
                 problem = f"HTTP {error.code}"
                 if error.code != 429 and error.code < 500:
                     break
-            except (OSError, json.JSONDecodeError) as error:  # no connection, a time-out, a torn answer
-                problem = str(error)
+            except (OSError, ValueError, HTTPException) as error:  # no connection, a time-out, a torn answer
+                problem = str(error) or type(error).__name__
             except (KeyError, IndexError, TypeError):
                 problem = "an answer without choices[0].message.content"
                 break
@@ -80,9 +81,12 @@ def endpoint_from_environment() -> Endpoint:
     missing = [name for name in ("DERTA_JUDGE_URL", "DERTA_JUDGE_MODEL") if not os.environ.get(name)]
     if missing:
         raise UsageError(f"--judge: set {' and '.join(missing)} to the endpoint that is to judge, then run again.")
-    return Endpoint(
-        os.environ["DERTA_JUDGE_URL"], os.environ["DERTA_JUDGE_MODEL"], os.environ.get("DERTA_JUDGE_KEY", "")
-    )
+    url, model, key = (os.environ.get(f"DERTA_JUDGE_{name}", "").strip() for name in ("URL", "MODEL", "KEY"))
+    if not re.fullmatch(r"https?://[^\s/]\S*", url):
+        raise UsageError(f"--judge: DERTA_JUDGE_URL is '{url}'; it must be a http or https address.")
+    if not (key.isascii() and key.isprintable()):  # as a header it would show in an error
+        raise UsageError("--judge: DERTA_JUDGE_KEY holds a character that no key has; set it again.")
+    return Endpoint(url, model, key)
 
 
 def endpoint(target: Target) -> AskedJudge:

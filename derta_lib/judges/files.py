@@ -6,7 +6,7 @@ from typing import Any
 
 from derta_lib.errors import DertaError
 from derta_lib.judges import DEFAULT, Item, build
-from derta_lib.records import read_jsonl, write_jsonl
+from derta_lib.records import check_output, read_jsonl, write_jsonl
 
 REQUIRED = ("id", "query", "response")
 
@@ -50,6 +50,7 @@ def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = DEFA
     Returns counts: n, unsafe, unscored, and refused by label. Raises DertaError (UsageError for an unknown judge)
     before anything is written.
     """
+    check_output(out_path, in_path)
     judge = build(judge_name)
     verdicts = judge.judge(read_items(in_path))
     write_jsonl(out_path, map(asdict, verdicts))
