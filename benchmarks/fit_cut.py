@@ -1,18 +1,14 @@
-"""Show how often the offline judges agree with people where a response is not judged as it stands alone.
+"""Show how often the offline judges agree with people on responses that refuse late.
 
     python -m benchmarks.fit_cut FILE [FILE ...]
 
 A FILE is as in `fit_labelled`; those of the kept border were the files of `fit_tuned` and Safe-RLHF's, none of
 `judges.people`. Needs scikit-learn.
 
-Responses that refuse late: the first line of a judge is its verdict on the whole alone, the others judge the part
-before the refusal too, by its border. `refusal.CUT_SHORT` is where both judges agree with people most.
-
-Responses that go on from a prompt, as under CompletingAttack: people labelled whole texts, so the first dozen words of
-drawn responses are taken for the prompt, and the rest is read alone and behind it (`Item.text`).
+The first line of a judge is its verdict on the whole alone, the others judge the part before the refusal too, by its
+border. `refusal.CUT_SHORT` is where both judges agree with people most.
 """
 
-import random
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -24,18 +20,10 @@ from benchmarks.fit_labelled import read
 from derta_lib.judges import Item, labelled, tuned
 from derta_lib.judges.refusal import before_refusal
 
-DRAWN, OPENING = 1000, 12
-"""Responses drawn, and the words of each that are taken for its prompt."""
 JUDGES: dict[str, Callable[[Sequence[Item]], Iterable[float]]] = {
     "labelled": lambda asked: [labelled.p_unsafe(item.query, item.text) for item in asked],
     "tuned": tuned.p_unsafe,
 }
-
-
-def opened(item: Item) -> Item:
-    """The item with the first words of its response as the prompt that it goes on from."""
-    words = item.response.split()
-    return Item(item.id, item.query, " ".join(words[OPENING:]), " ".join(words[:OPENING]), continues=True)
 
 
 if __name__ == "__main__":
@@ -45,9 +33,6 @@ if __name__ == "__main__":
     pairs = zip(table["query"], table["response"], strict=True)
     items = [Item(n, query, response) for n, (query, response) in enumerate(pairs)]
     late = [(item, before) for item in items if (before := before_refusal(item))]
-    long = [item for item in items if len(item.response.split()) > 3 * OPENING]
-    going_on = [opened(item) for item in random.Random(0).sample(long, DRAWN)]
-    alone = [Item(item.id, item.query, item.response) for item in going_on]
 
     def agreement(unsafe: np.ndarray, judged: Iterable[Item]) -> float:
         return float((unsafe == table["y"].to_numpy()[[item.id for item in judged]]).mean())
@@ -64,6 +49,3 @@ if __name__ == "__main__":
                 f"  border {border:.2f}: agreement {agreement(unsafe, judged):.4f}, "
                 f"{changed.sum()} verdicts changed, rightly {rightly.sum()}"
             )
-        for how, read_so in (("read alone", alone), ("read behind their beginning", going_on)):
-            said = np.array(list(p_unsafe(read_so))) >= 0.5
-            print(f"{name}: {DRAWN} responses without their beginning, {how}: agreement {agreement(said, read_so):.4f}")

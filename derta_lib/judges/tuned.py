@@ -10,7 +10,7 @@ development half with XSTest's and WildGuard's labels, and harmless requests wit
 set on two fifths held out, adapter and head were tuned again on all of it. In two later changes the release had a part:
 a first scoring led to reading a response behind the prompt that it goes on from (`Item.text`); and the border for what
 stands before a refusal (`refusal.CUT_SHORT`) was looked for in people's labels after 0.5 had put the cells further from
-the paper.
+the paper. And two other tunings, as good by people's labels, were scored and not taken (notebook 06).
 
 Nothing was fitted to five further sets (`judges.people`). By HarmBench's and JailbreakBench's nothing was chosen
 either; how many layers and which rank, was chosen in view of the others.
