@@ -102,8 +102,8 @@ def position_command(model: str, source: str, out: Path, *, max_new_tokens: int 
     and `p_refusal` (|r̂|+1 values; both empty where the behaviours have no harmful response). Returns the share of
     the refusals that start within the first five tokens (Table 1), None where nothing was refused.
     """
-    check_output(out, source)
     behaviours = load_behaviours(source, seed=seed)
+    check_output(out, source)
     target = local_target(model)
     records, positions = [], []
     with tqdm(total=len(behaviours), desc="position", unit="behaviour") as bar:

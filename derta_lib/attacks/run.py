@@ -103,12 +103,14 @@ def attack_command(
 
     for name in names:
         check(name)
-    path = Path(out) / "responses.jsonl"
-    check_output(path, source)
+    if Path(out).is_file():
+        raise UsageError(f"{out}: this is a file; name a folder for the responses.")
     behaviours = load_behaviours(source, seed=seed)
     pool = jailbreakchat.read_templates(templates) if templates else jailbreakchat.TEMPLATES
     helping = [name for name, of in ((attacker, "pair"), (mutator, "autodan")) if name and of in names]
     key = content_key(*map(model_key, (model, *helping))) if helping else model_key(model)
+    path = Path(out) / "responses.jsonl"
+    check_output(path, source)
     target = local_target(model)
     exact = all(behaviour.steps for behaviour in behaviours)
     judge = CorpusJudge(behaviours) if exact else judges.build()

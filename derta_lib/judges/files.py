@@ -50,9 +50,9 @@ def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = DEFA
     Returns counts: n, unsafe, unscored, and refused by label. Raises DertaError (UsageError for an unknown judge)
     before anything is written.
     """
+    judge, items = build(judge_name), read_items(in_path)
     check_output(out_path, in_path)
-    judge = build(judge_name)
-    verdicts = judge.judge(read_items(in_path))
+    verdicts = judge.judge(items)
     write_jsonl(out_path, map(asdict, verdicts))
     labels = [verdict.refused for verdict in verdicts]
     return {
