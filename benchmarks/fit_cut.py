@@ -3,14 +3,11 @@
     python -m benchmarks.fit_cut FILE [FILE ...]
 
 A FILE is as in `fit_labelled`; those of the kept border were the files of `fit_tuned` and Safe-RLHF's, none of
-`judges.people`. Needs scikit-learn.
-
-The first line of a judge is its verdict on the whole alone, the others judge the part before the refusal too, by its
-border. `refusal.CUT_SHORT` is where both judges agree with people most.
+`judges.people`. The first line of a judge is its verdict on the whole alone, the others judge the part before the
+refusal too, by its border. `refusal.CUT_SHORT` is where both judges agree with people most. Needs scikit-learn.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +17,6 @@ from benchmarks.fit_labelled import read
 from derta_lib.judges import Item, labelled, tuned
 from derta_lib.judges.refusal import before_refusal
 
-JUDGES: dict[str, Callable[[Sequence[Item]], Iterable[float]]] = {
-    "labelled": lambda asked: [labelled.p_unsafe(item.query, item.text) for item in asked],
-    "tuned": tuned.p_unsafe,
-}
-
-
 if __name__ == "__main__":
     if len(sys.argv) < 2:
         raise SystemExit(__doc__)
@@ -33,19 +24,17 @@ if __name__ == "__main__":
     pairs = zip(table["query"], table["response"], strict=True)
     items = [Item(n, query, response) for n, (query, response) in enumerate(pairs)]
     late = [(item, before) for item in items if (before := before_refusal(item))]
-
-    def agreement(unsafe: np.ndarray, judged: Iterable[Item]) -> float:
-        return float((unsafe == table["y"].to_numpy()[[item.id for item in judged]]).mean())
-
-    for name, p_unsafe in JUDGES.items():
+    people = np.array([table["y"][item.id] for item, _ in late])
+    for name, p_unsafe in (
+        ("labelled", lambda asked: [labelled.p_unsafe(item.query, item.text) for item in asked]),
+        ("tuned", tuned.p_unsafe),
+    ):
         whole, part = (np.array(list(p_unsafe(list(side)))) for side in zip(*late, strict=True))
-        judged = [item for item, _ in late]
-        print(f"{name}: {len(late)} responses that refuse late, agreement {agreement(whole >= 0.5, judged):.4f}")
+        print(f"{name}: {len(late)} responses, agreement {((whole >= 0.5) == people).mean():.4f}")
         for border in np.arange(0.5, 0.91, 0.05):
             unsafe = (whole >= 0.5) | (part >= border)
             changed = unsafe & (whole < 0.5)
-            rightly = changed & table["y"].to_numpy()[[item.id for item in judged]]
             print(
-                f"  border {border:.2f}: agreement {agreement(unsafe, judged):.4f}, "
-                f"{changed.sum()} verdicts changed, rightly {rightly.sum()}"
+                f"  border {border:.2f}: agreement {(unsafe == people).mean():.4f}, "
+                f"{changed.sum()} verdicts changed, rightly {(changed & people).sum()}"
             )

@@ -78,12 +78,12 @@ def worse(changes: Sequence[Change], metrics: Sequence[str]) -> list[Change]:
         if metric not in BETTER:
             raise UsageError(f"--fail-on {metric}: the metrics with a better side are {', '.join(BETTER)}.")
         measured = [change for change in changes if change.metric == metric and change.first]
-        lost = [change.key for change in measured if change.second is None]
-        if lost or not measured:
+        if not measured:
+            raise DertaError(f"--fail-on {metric}: the first run has none, so nothing can be compared.")
+        if lost := [change.key for change in measured if change.second is None]:
             raise DertaError(
-                f"--fail-on {metric}: "
-                + (f"the second run lacks {lost[0]} (and {len(lost) - 1} more)" if lost else "the first run has none")
-                + "; make both runs with the same parameters."
+                f"--fail-on {metric}: the second run lacks {lost[0]} ({len(lost)} in all); "
+                "make both runs with the same parameters."
             )
     return [c for c in changes if c.metric in metrics and c.sign == -BETTER[c.metric]]
 

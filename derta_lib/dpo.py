@@ -19,7 +19,7 @@ from trl import DPOConfig, DPOTrainer
 from derta_lib.chat import Chat, ask, chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
-from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer
+from derta_lib.models import CHECKPOINT_CARD, anchored, load_model, load_tokenizer
 from derta_lib.records import cache_dir, content_key, file_sha256
 from derta_lib.training import (
     Progress,
@@ -30,6 +30,7 @@ from derta_lib.training import (
     processes,
     save,
     schedule,
+    stood_on,
     trainer_arguments,
 )
 
@@ -96,8 +97,9 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     request = checkpoint_key(recipe, str(vanilla), triples, pairs)
     key = content_key(request, file_sha256(Path(__file__)), metadata.version("trl"))
     folder = cache_dir() / "checkpoints" / f"dpo-{key}"
+    base = anchored(str(vanilla))
     if (folder / CHECKPOINT_CARD).exists():
-        return folder
+        return stood_on(base, folder)
     work = cache_dir() / "unfinished" / key
     tokenizer = load_tokenizer(str(vanilla))
     examples = preferences(triples, pairs, chat_of(tokenizer), recipe)
@@ -124,5 +126,5 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    save(trainer, folder, tokenizer, recipe, {"key": key, "base": str(vanilla)}, LOGGED)
+    save(trainer, folder, tokenizer, recipe, {"key": key, "base": base}, LOGGED)
     return folder

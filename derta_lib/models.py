@@ -108,12 +108,17 @@ def resolve(model: str) -> str:
     if folder.is_dir():
         if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
             raise UsageError(f"model '{model}': the folder holds no config.json; name a Hugging Face model folder.")
-        return str(folder)
+        return str(folder.resolve())
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise UsageError(
             f"model '{model}': there is no such folder; give 'reference', a hub id such as 'owner/name', or a folder."
         )
     return model
+
+
+def anchored(model: str) -> str:
+    """The model by a name that means the same in any working directory: 'reference', a hub id or a whole path."""
+    return model if model == REFERENCE else resolve(model)
 
 
 _HELD = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -133,10 +138,10 @@ def model_key(model: str) -> str:
     if not folder.is_dir():
         held = "hub", location, _hub_commit(location)
     else:
-        files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name != CHECKPOINT_CARD)
-        if card.exists():  # it names the base, whose place an adapter's config holds as well
-            files = [path for path in files if path.name != "adapter_config.json"]
-        held = read_json(card) if card.exists() else None, [(path.name, file_sha256(path)) for path in files]
+        # a card says what an adapter was trained from; its config only says where that lies
+        told = (CHECKPOINT_CARD, "adapter_config.json") if card.exists() else ()
+        files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name not in told)
+        held = read_json(card) if told else None, [(path.name, file_sha256(path)) for path in files]
     return content_key(precision(), *held)
 
 
@@ -205,13 +210,14 @@ def load_model(model: str, dtype: str | None = None) -> Any:
     try:
         if adapter.exists():
             from peft import PeftModel, get_peft_model_state_dict
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
             if not (base := read_json(adapter).get("base_model_name_or_path")):
                 raise DertaError(f"{adapter}: it names no base model; set 'base_model_name_or_path'.")
-            held = load_file(adapter.with_name("adapter_model.safetensors"))
+            with safe_open(adapter.with_name("adapter_model.safetensors"), "pt") as file:
+                held = set(file.keys())
             adapted = PeftModel.from_pretrained(load_model(base, "float32"), location)
-            _refuse_gaps(get_peft_model_state_dict(adapted).keys() - held.keys(), model)
+            _refuse_gaps(get_peft_model_state_dict(adapted).keys() - held, model)
             # PEFT has frozen the base, and full-parameter training may start from this checkpoint
             loaded = adapted.merge_and_unload().to(wanted).requires_grad_(True)
         else:

@@ -108,10 +108,9 @@ def read_profile(path: Path) -> dict[str, Any]:
     if not path.exists():
         known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
         raise UsageError(f"there is no profile '{path.stem}'; the profiles are {known}.")
+    text = read_text(path)
     try:
-        profile = yaml.load(read_text(path), _UniqueKeys)
-    except DertaError:
-        raise
+        profile = yaml.load(text, _UniqueKeys)
     except Exception as error:  # what is no date, number or constructor of YAML's comes as the errors of its parsers
         raise DertaError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
     if profile is None:  # an empty file

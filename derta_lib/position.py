@@ -66,11 +66,12 @@ def first_refusals(chat: Chat, responses: Sequence[str], prefills: Iterable[str]
     """
     found: list[int | None] = []
     for response, prefill in zip(responses, prefills, strict=False):
-        offset = find_refusal(response)
+        if (offset := find_refusal(response)) is None:
+            found.append(None)
+            continue
         # a space belongs to the token behind it, a line break does not
-        written = [prefill, response[:offset].removesuffix(" ")]
-        tokens = sum(len(chat.response_ids(text)) for text in written if text)
-        found.append(None if offset is None else 1 + tokens)
+        written = (prefill, response[:offset].removesuffix(" "))
+        found.append(1 + sum(len(chat.response_ids(text)) for text in written if text))
     return found
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from derta_lib.errors import DertaError
 from derta_lib.records import read_json, write_json
@@ -56,14 +57,18 @@ def load(path: Path | str) -> Results:
     if not isinstance(found, dict):
         raise DertaError(f"{path}: this is no results file; make the run again.")
     for key, fields in found.items():
-        try:
-            number = Number(**fields)
-            bounds = [bound for bound in (number.low, number.high, number.n) if bound is not None]
-            sound = all(math.isfinite(each) for each in (number.value, *bounds)) and isinstance(number.unit, str)
-            sound = sound and (number.unit != "rate" or 0 <= number.value <= 1)
-        except TypeError:
-            sound = False
-        if not sound:
+        if not _is_number(fields):
             raise DertaError(f"{path}: the entry '{key}' is not a number record; make the run again.")
-        numbers[key] = number
+        numbers[key] = Number(**fields)
     return numbers
+
+
+def _is_number(fields: Any) -> bool:
+    """Whether fields are those of a Number, all of them finite and a rate from 0 to 1."""
+    try:
+        number = Number(**fields)
+        bounds = [each for each in (number.low, number.high, number.n) if each is not None]
+        in_range = number.unit != "rate" or 0 <= number.value <= 1
+        return in_range and isinstance(number.unit, str) and all(map(math.isfinite, [number.value, *bounds]))
+    except TypeError:
+        return False

@@ -24,7 +24,15 @@ from transformers.trainer_callback import PrinterCallback
 from derta_lib import chat, loss, refusal, supervision, tree
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
-from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer, model_key, precision, replace_folder
+from derta_lib.models import (
+    CHECKPOINT_CARD,
+    anchored,
+    load_model,
+    load_tokenizer,
+    model_key,
+    precision,
+    replace_folder,
+)
 from derta_lib.records import cache_dir, content_key, file_sha256, read_json, write_json
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
 
@@ -60,11 +68,10 @@ class Recipe:
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be {low} or more.")
-        if not 0 < self.learning_rate < math.inf or self.seed >= 2**32:
-            raise UsageError(
-                f"learning_rate is {self.learning_rate} and seed {self.seed}; the first must be above 0 and finite, "
-                "the second below 2**32."
-            )
+        if not 0 < self.learning_rate < math.inf:
+            raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite.")
+        if self.seed >= 2**32:
+            raise UsageError(f"seed is {self.seed}; it must be below 2**32.")
 
 
 def schedule(triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -> list[Example]:
@@ -274,10 +281,9 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     """
     key = checkpoint_key(recipe, model, triples, pairs)
     folder = cache_dir() / "checkpoints" / f"{recipe.method}-{key}"
-    base = str(Path(model).expanduser().resolve()) if Path(model).expanduser().is_dir() else model
+    base = anchored(model)
     if (folder / CHECKPOINT_CARD).exists():
-        _on(base, folder)
-        return folder
+        return stood_on(base, folder)
     work = cache_dir() / "unfinished" / key
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(model)
@@ -313,11 +319,12 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     return folder
 
 
-def _on(base: str, folder: Path) -> None:
-    """Let an adapter stand on `base`: the model that it was trained from may have moved since."""
+def stood_on(base: str, folder: Path) -> Path:
+    """A finished checkpoint's folder, its adapter standing on `base`: what it was trained from may have moved since."""
     adapter = folder / "adapter_config.json"
     if adapter.exists() and (config := read_json(adapter))["base_model_name_or_path"] != base:
         write_json(adapter, config | {"base_model_name_or_path": base})
+    return folder
 
 
 def save(

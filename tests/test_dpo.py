@@ -102,6 +102,9 @@ def test_the_same_request_is_not_trained_again(start, monkeypatch):
 
     monkeypatch.setattr(dpo, "PreferenceTrainer", fail)
     assert dpo.train_dpo(start[0], TRIPLES, PAIRS, RECIPE) == start[1]
+    adapter = start[1] / "adapter_config.json"
+    adapter.write_text(json.dumps(json.loads(adapter.read_text()) | {"base_model_name_or_path": "/gone"}))
+    load_model(str(dpo.train_dpo(start[0], TRIPLES, PAIRS, RECIPE)))  # a cache that has moved
 
 
 def test_what_cannot_be_preferred_is_said(start):

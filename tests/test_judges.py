@@ -321,9 +321,10 @@ def server():
 ANSWER = json.dumps({"choices": [{"message": {"content": "VERDICT: SAFE"}}]})
 
 
-def test_the_endpoint_is_asked_again_while_it_is_busy(server, monkeypatch):
+@pytest.mark.parametrize("torn", ["{torn", "{shorter than it says"])
+def test_the_endpoint_is_asked_again_while_it_is_busy(server, monkeypatch, torn):
     url, replies, seen = server
-    replies += [(429, ""), (503, "down"), (200, "{shorter than it says"), (200, ANSWER)]
+    replies += [(429, ""), (503, "down"), (200, torn), (200, ANSWER)]
     monkeypatch.setenv("DERTA_JUDGE_URL", url + "/")
     monkeypatch.setenv("DERTA_JUDGE_MODEL", "some-model")
     monkeypatch.setenv("DERTA_JUDGE_KEY", "secret")

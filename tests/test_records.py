@@ -114,6 +114,7 @@ def test_a_profile_has_names_and_values(tmp_path, text):
         {"value": 0.5, "low": "0"},
         {"value": 99},
         {"value": 0.5, "unit": 3},
+        {"value": None, "unit": "s"},
         {"value": True, "x": 1},
     ],
 )

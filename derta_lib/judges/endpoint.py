@@ -78,10 +78,9 @@ class Endpoint:
 
 def endpoint_from_environment() -> Endpoint:
     """The endpoint of DERTA_JUDGE_URL, DERTA_JUDGE_MODEL and DERTA_JUDGE_KEY; UsageError when one is needed."""
-    missing = [name for name in ("DERTA_JUDGE_URL", "DERTA_JUDGE_MODEL") if not os.environ.get(name)]
-    if missing:
-        raise UsageError(f"--judge: set {' and '.join(missing)} to the endpoint that is to judge, then run again.")
     url, model, key = (os.environ.get(f"DERTA_JUDGE_{name}", "").strip() for name in ("URL", "MODEL", "KEY"))
+    if missing := [f"DERTA_JUDGE_{name}" for name, value in (("URL", url), ("MODEL", model)) if not value]:
+        raise UsageError(f"--judge: set {' and '.join(missing)} to the endpoint that is to judge, then run again.")
     if not re.fullmatch(r"https?://[^\s/]\S*", url):
         raise UsageError(f"--judge: DERTA_JUDGE_URL is '{url}'; it must be a http or https address.")
     if not (key.isascii() and key.isprintable()):  # as a header it would show in an error

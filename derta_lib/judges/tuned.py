@@ -12,8 +12,8 @@ a first scoring led to reading a response behind the prompt that it goes on from
 stands before a refusal (`refusal.CUT_SHORT`) was looked for in people's labels after 0.5 had put the cells further from
 the paper. And two other tunings, as good by people's labels, were scored and not taken (notebook 06).
 
-Nothing was fitted to five further sets (`judges.people`). By HarmBench's and JailbreakBench's nothing was chosen
-either; how many layers and which rank, was chosen in view of the others.
+Nothing was fitted to five further sets (`judges.people`). By HarmBench's and JailbreakBench's alone nothing was
+chosen; how many layers and which rank, was chosen in view of the others.
 """
 
 import math
