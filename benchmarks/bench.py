@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from tqdm import tqdm
 
 from benchmarks import contenders
 from benchmarks.alone import STEPS
@@ -29,7 +28,7 @@ from derta_lib.errors import DertaError, UsageError
 from derta_lib.experiment import with_twins
 from derta_lib.generation import LocalTarget, generate
 from derta_lib.models import REFERENCE, load_model, load_tokenizer
-from derta_lib.records import check_output, write_json
+from derta_lib.records import check_output, today, write_json
 from derta_lib.results import Number, Results
 from derta_lib.runs import environment
 
@@ -57,7 +56,7 @@ def rounds_of(
 ) -> dict[str, list[float]]:
     """Seconds of each task in each round; the tasks take turns, and rounds of warming up are not counted."""
     taken: dict[str, list[float]] = {name: [] for name in tasks}
-    for number in track(range(-warm_up, rounds), description=label):
+    for number in tqdm(range(-warm_up, rounds), label):
         for name, task in tasks.items():
             elapsed = seconds(task, device)
             if number >= 0:
@@ -200,7 +199,7 @@ def attack_prompts(target: LocalTarget, crafts: int) -> list[list[int]]:
     asked = with_twins(corpus.behaviours["test"], crafts)
     options = {"max_new_tokens": 1, "cut": target.chat.cut, "demonstrations": corpus.triples[:3], "k": 3}
     attacks = [build(name, **options) for name in ATTACKS]  # type: ignore[arg-type]
-    return [target.chat.prompt_ids(one.prompt(b, 0)) for one in attacks for b in asked]  # type: ignore[attr-defined]
+    return [target.prompt_ids(one.prompt(b, 0)) for one in attacks for b in asked]  # type: ignore[attr-defined]
 
 
 def static_batches(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int, stops: set[int]) -> list[list[int]]:
@@ -296,7 +295,7 @@ def bench(
     write_json(
         out,
         {
-            "date": time.strftime("%Y-%m-%d", time.gmtime()),
+            "date": today(),
             "machine": environment(),
             "load": os.getloadavg()[0],
             "request": request,
@@ -304,8 +303,6 @@ def bench(
             "seconds": times,
         },
     )
-    table = Table("figure", "value")
-    for key, number in found.items():
-        table.add_row(key, str(number))
-    Console().print(table)
+    table = pd.DataFrame([(key, str(number)) for key, number in found.items()], columns=["figure", "value"])
+    print(table.to_string(index=False))
     return found

@@ -1,9 +1,8 @@
 """Chat formatting, in one place: every prompt and response becomes token ids here, by the tokenizer's own template."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
-
-from jinja2.exceptions import TemplateError
 
 from derta_lib.errors import DertaError, first_line
 
@@ -23,6 +22,7 @@ class Prompt:
 
     A chat (`messages`, with `prefill` as the part of the assistant's answer that is already written), or
     raw text without any chat format (`raw`, for CompletingAttack). Exactly one of `messages` and `raw` is set.
+    Messages that end in an answer are a whole conversation, for a template that asks about it (Llama Guard's).
     """
 
     messages: tuple[Message, ...] = ()
@@ -52,15 +52,12 @@ class Chat:
     system: bool
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
-        """Ids of all that stands before the continuation."""
-        if prompt.raw is not None:
-            return self.tokenizer(prompt.raw).input_ids
+        """Ids of all that stands before the continuation of a chat."""
         turns = list(prompt.messages)
         if turns[0]["role"] == "system" and not self.system:
             rules, first, *rest = turns
             turns = [{**first, "content": f"{rules['content']}\n\n{first['content']}"}, *rest]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        ids = self._ids(text)
+        ids = self._ids(written(self.tokenizer, turns))
         return ids + self.response_ids(prompt.prefill) if prompt.prefill else ids
 
     def response_ids(self, text: str) -> list[int]:
@@ -99,25 +96,37 @@ class Chat:
         return ""
 
 
+def written(tokenizer: Any, turns: Sequence[Message], open_answer: bool = True) -> str:
+    """The text of `turns` by a tokenizer's own template, and of an answer's opening behind them unless told not to.
+
+    Raises DertaError for a tokenizer without a template, and for a template that fails.
+    """
+    name = _name(tokenizer)
+    if not getattr(tokenizer, "chat_template", None):
+        raise DertaError(
+            f"The tokenizer of '{name}' has no chat template; "
+            "set tokenizer.chat_template or use an instruction-tuned model."
+        )
+    try:
+        return tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=open_answer)
+    except Exception as error:  # a template is a program, and raises what it likes
+        raise DertaError(f"The chat template of '{name}' fails ({first_line(error)}); mend the template.") from None
+
+
+def _name(tokenizer: Any) -> str:
+    return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
+
+
 def chat_of(tokenizer: Any) -> Chat:
     """Find out how a tokenizer writes a chat by executing its template, as TRL does.
 
     Raises DertaError for a tokenizer without a template, or whose template loses the query or the answer, or
     writes an answer elsewhere than behind its generation prompt.
     """
-    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-    if not getattr(tokenizer, "chat_template", None):
-        raise DertaError(
-            f"The tokenizer of '{name}' has no chat template; "
-            "set tokenizer.chat_template or use an instruction-tuned model."
-        )
+    name = _name(tokenizer)
     user: Message = {"role": "user", "content": PROBE_QUERY}
     answer: Message = {"role": "assistant", "content": PROBE_ANSWER}
-    try:
-        opening = tokenizer.apply_chat_template([user], tokenize=False, add_generation_prompt=True)
-        whole = tokenizer.apply_chat_template([user, answer], tokenize=False)
-    except Exception as error:  # a template is a program, and raises what it likes
-        raise DertaError(f"The chat template of '{name}' fails ({first_line(error)}); mend the template.") from None
+    opening, whole = written(tokenizer, [user]), written(tokenizer, [user, answer], open_answer=False)
     if PROBE_QUERY not in opening or PROBE_ANSWER not in whole:
         raise DertaError(f"The chat template of '{name}' does not print what it is given; mend the template.")
     before, tail = whole.split(PROBE_ANSWER, 1)
@@ -143,6 +152,6 @@ def chat_of(tokenizer: Any) -> Chat:
 def _prints_system(tokenizer: Any, user: Message) -> bool:
     rules: Message = {"role": "system", "content": PROBE_SYSTEM}
     try:
-        return PROBE_SYSTEM in tokenizer.apply_chat_template([rules, user], tokenize=False)
-    except TemplateError:  # it refuses such a turn
+        return PROBE_SYSTEM in written(tokenizer, [rules, user], open_answer=False)
+    except DertaError:  # it refuses such a turn
         return False

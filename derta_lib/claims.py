@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.resources import files
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -61,8 +62,8 @@ class Rule:
     - `lowers_more`: ours minus to is at least other minus other_to, with its whole interval;
     - `within`: the paper's value lies within our interval widened by `points` percentage points.
 
-    All but `within` fail when the value itself is on the wrong side, and are open when only the interval is, or when
-    the value is just the limit (two rates of zero leave no room for a difference).
+    All but `within` fail when the whole interval is on the wrong side, and are open when it reaches across or just ends
+    at the limit (two rates of zero leave no room for a difference).
     """
 
     rule: str
@@ -150,7 +151,15 @@ def _terms(rule: Rule, results: Results) -> dict[str, Number] | None:
 
 
 def _average(numbers: Sequence[Number]) -> Number:
-    return numbers[0] if len(numbers) == 1 else combine([(number, 1 / len(numbers)) for number in numbers])
+    """The mean, its bounds the means of the bounds: attacks on the same questions may rise and fall together."""
+    if len(numbers) == 1:
+        return numbers[0]
+    value = fmean(number.value for number in numbers)
+    bounds = [(number.low, number.high) for number in numbers if number.low is not None and number.high is not None]
+    if len(bounds) < len(numbers):
+        return Number(value)
+    low, high = map(fmean, zip(*bounds, strict=True))
+    return Number(value, low=low, high=high)
 
 
 def _member(key: str, group: str, attack: str) -> str:
@@ -159,45 +168,41 @@ def _member(key: str, group: str, attack: str) -> str:
 
 
 def _judge(rule: Rule, numbers: Mapping[str, Number], printed: Sequence[str]) -> bool | None:
-    """Whether the rule holds; None where the value is on the right side but its interval is not wholly so."""
+    """Whether the rule holds; None where the interval reaches across its limit, or is not there."""
     total = combine([(numbers[key], sign) for key, sign in rule.signs().items()])
-    low = total.value if total.low is None else total.low
-    high = total.value if total.high is None else total.high
     if rule.rule == "within":
         first, last = _bounds(printed[0])
         margin = rule.points / 100 + 1e-9
+        low = total.value if total.low is None else total.low
+        high = total.value if total.high is None else total.high
         return low - margin <= last and first <= high + margin
+    if total.low is None or total.high is None:
+        return None
     if rule.rule in ("below", "lower_than"):
-        return True if high < rule.limit else False if total.value > rule.limit or low >= rule.limit else None
-    return True if low >= rule.limit else False if total.value < rule.limit else None
+        return True if total.high < rule.limit else False if total.low > rule.limit else None
+    return True if total.low >= rule.limit else False if total.high < rule.limit else None
+
+
+def _measured(claim: Claim, results: Results) -> list[tuple[Rule, dict[str, Number], str, str]]:
+    """Those of a claim's rules that the run has numbers for: rule, numbers, the verdict when it holds, the gap."""
+    rules = ((claim.release, REPRODUCED, RELEASE_GAP), (claim.small, SAME_DIRECTION, SMALL_GAP))
+    found = [(rule, _terms(rule, results), positive, gap) for rule, positive, gap in rules if rule]
+    return [(rule, numbers, positive, gap) for rule, numbers, positive, gap in found if numbers]
 
 
 def verdict(claim: Claim, results: Results) -> tuple[str, str]:
     """The verdict and why: the authors' generations first, this run's models where those do not decide."""
     printed = [paper_value(reference) for reference in claim.paper]
     reasons = []
-    for rule, positive in ((claim.release, REPRODUCED), (claim.small, SAME_DIRECTION)):
-        numbers = _terms(rule, results) if rule else None
-        if rule is None or numbers is None:
-            continue
+    for rule, numbers, positive, _ in _measured(claim, results):
         holds = _judge(rule, numbers, printed)
         if holds is not None:
             return positive if holds else NOT_REPRODUCED, f"rule: {rule.words()}"
         reasons.append(f"rule: {rule.words()}; the interval leaves it open")
-    rule = claim.release or claim.small
-    return NOT_TESTED, "; ".join(reasons) or (f"rule: {rule.words()}; not measured" if rule else "no rule applies")
-
-
-def _ours(claim: Claim, results: Results) -> str:
-    found = [_terms(rule, results) for rule in (claim.release, claim.small) if rule]
-    said = [f"{key}: {number}" for numbers in found if numbers for key, number in numbers.items()]
-    return "; ".join(said) or "–"
-
-
-def _gap(claim: Claim, results: Results) -> str:
-    """How far from the paper the numbers are that this run has for a claim."""
-    gaps = ((claim.release, RELEASE_GAP), (claim.small, SMALL_GAP))
-    return " ".join(text for rule, text in gaps if rule and _terms(rule, results)) or UNMEASURED_GAP
+    unmeasured = claim.release or claim.small
+    return NOT_TESTED, "; ".join(reasons) or (
+        f"rule: {unmeasured.words()}; not measured" if unmeasured else "no rule applies"
+    )
 
 
 def ledger(results: Results) -> pd.DataFrame:
@@ -205,8 +210,10 @@ def ledger(results: Results) -> pd.DataFrame:
     rows = []
     for claim in all_claims():
         said, why = verdict(claim, results)
+        measured = _measured(claim, results)
         printed = "; ".join(_printed(claim.paper)) or "in words only"
-        ours, gap = _ours(claim, results), claim.gap or _gap(claim, results)
+        ours = "; ".join(f"{key}: {number}" for _, numbers, *_ in measured for key, number in numbers.items()) or "–"
+        gap = claim.gap or " ".join(gap for *_, gap in measured) or UNMEASURED_GAP
         rows.append((claim.id, claim.kind, claim.where, claim.statement, printed, ours, gap, said, why))
     return pd.DataFrame(rows, columns=["id", "kind", "where", "statement", "paper", "ours", "gap", "verdict", "why"])
 
@@ -220,6 +227,22 @@ def _printed(references: Sequence[str]) -> list[str]:
         lead = f"{', '.join(in_words(word) for word in apart)}: " if apart else ""
         said.append(f"{lead}{paper_value(reference)} %")
     return said
+
+
+def closeness(results: Results) -> str:
+    """In a sentence: how many of the paper's cells lie how near to the authors' responses, whatever their intervals."""
+    near = inside = 0
+    cells = [claim for claim in all_claims() if claim.kind == "cell"]
+    measured = [(claim, numbers) for claim in cells for _, numbers, *_ in _measured(claim, results)]
+    for claim, numbers in measured:
+        [number] = numbers.values()
+        first, last = _bounds(paper_value(claim.paper[0]))
+        near += max(first - number.value, number.value - last) <= CELL_POINTS / 100
+        inside += _judge(Rule("within", claim.id), {claim.id: number}, [paper_value(claim.paper[0])]) is True
+    return (
+        f"Of the {len(measured)} cells with released responses, {near} differ from the paper by at most "
+        f"{CELL_POINTS:g} points, and in {inside} the paper's value lies within our interval itself."
+    )
 
 
 def summary(results: Results) -> pd.DataFrame:

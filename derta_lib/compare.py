@@ -1,22 +1,28 @@
 """Two runs side by side: what changed, with intervals, and whether it got worse.
 
 Differences are paired where both runs kept the outcomes of the same items (bootstrap over items), and taken as
-independent otherwise: for two rates that is Newcombe's (1998) method 10.
+independent otherwise: for two rates that is Newcombe's (1998) method 10. Whether a result changed is tested: by
+McNemar's exact test where outcomes are paired, by the interval otherwise. Holm's (1979) correction over the results
+tested at once keeps the chance of any false alarm in a comparison at 5 % or less; results that are the same in both
+runs, such as kept figures, are not counted in it. What is tested are the two runs' models on these items: how much
+another training would differ, `derta seeds` tells.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import binomtest, fisher_exact, t
 
 from derta_lib import results
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.records import read_json, write_text
 from derta_lib.results import Number, Results
-from derta_lib.runs import merge, outcomes
-from derta_lib.stats import combine, difference
+from derta_lib.runs import kept_items, merge
+from derta_lib.stats import LEVEL, combine, difference
 
 MUST_AGREE = ("model", "data", "behaviours", "max_new_tokens")
 """Parameters that decide what is measured, in every notebook that has them; data are compared by their hashes."""
@@ -24,8 +30,6 @@ MUST_AGREE = ("model", "data", "behaviours", "max_new_tokens")
 BETTER = {
     "asr": -1,
     "benign_refusal": -1,
-    "deviation": -1,
-    "seconds": -1,
     "fluent": 1,
     "recovers": 1,
     "helpfulness": 1,
@@ -35,13 +39,19 @@ BETTER = {
 
 @dataclass(frozen=True)
 class Change:
-    """A key of two runs; `difference` is second minus first, in points for rates; None where one run lacks the key."""
+    """A key of two runs; `difference` is second minus first, in points for rates; None where one run lacks the key.
+
+    `p` is two-sided, None where there is no difference, or no interval to test it by; `clear` says whether the
+    difference stands beside the other results tested.
+    """
 
     key: str
     first: Number | None
     second: Number | None
-    difference: Number | None
-    paired: bool
+    difference: Number | None = None
+    paired: bool = False
+    p: float | None = None
+    clear: bool = False
 
     @property
     def metric(self) -> str:
@@ -50,13 +60,10 @@ class Change:
 
     @property
     def sign(self) -> int:
-        """1 or -1 when the second run's number is higher or lower beyond its interval, else 0."""
-        if self.difference is None:
+        """1 or -1 when the second run's number is clearly higher or lower, else 0."""
+        if self.difference is None or not self.clear:
             return 0
-        low, high = self.difference.low, self.difference.high
-        if low is None or high is None:
-            low = high = self.difference.value
-        return (low > 0) - (high < 0)
+        return (self.difference.value > 0) - (self.difference.value < 0)
 
 
 def compare(first: Path, second: Path) -> list[Change]:
@@ -65,14 +72,15 @@ def compare(first: Path, second: Path) -> list[Change]:
     if unlike := _unlike(made_a, made_b):
         raise UsageError(f"{first.name} and {second.name} cannot be compared: {'; '.join(unlike)}.")
     items_a, items_b = _outcomes(first, a), _outcomes(second, b)
-    return [_change(key, a.get(key), b.get(key), items_a.get(key), items_b.get(key)) for key in sorted({*a, *b})]
+    return _holm([_change(key, a.get(key), b.get(key), items_a.get(key), items_b.get(key)) for key in sorted({*a, *b})])
 
 
 def worse(changes: Sequence[Change], metrics: Sequence[str]) -> list[Change]:
-    """Changes for the worse in `metrics`, beyond their interval.
+    """Clear changes for the worse in `metrics`, by Holm's correction over the results in these metrics alone.
 
     Raises UsageError for a metric without a known direction, and DertaError for one that the second run has not
-    measured wherever the first did: what was not measured cannot be said to be no worse.
+    measured wherever the first did, or that has no interval anywhere: what was not measured, or cannot be tested,
+    cannot be said to be no worse.
     """
     for metric in metrics:
         if metric not in BETTER:
@@ -85,13 +93,18 @@ def worse(changes: Sequence[Change], metrics: Sequence[str]) -> list[Change]:
                 f"--fail-on {metric}: the second run lacks {lost[0]} ({len(lost)} in all); "
                 "make both runs with the same parameters."
             )
-    return [c for c in changes if c.metric in metrics and c.sign == -BETTER[c.metric]]
+        if all(change.difference is None or change.difference.low is None for change in measured):
+            raise DertaError(f"--fail-on {metric}: its numbers have no intervals, so a change may be chance alone.")
+    return [c for c in _holm([c for c in changes if c.metric in metrics]) if c.sign == -BETTER[c.metric]]
 
 
 def summary(changes: Sequence[Change]) -> str:
     """How many results of two runs changed, in a sentence."""
-    moved, alone = sum(change.sign != 0 for change in changes), sum(c.difference is None for c in changes)
-    told = f"{moved or 'None'} of {len(changes) - alone} results in both runs changed beyond the interval."
+    moved, alone = sum(change.clear for change in changes), sum(c.difference is None for c in changes)
+    told = (
+        f"{moved or 'None'} of {len(changes) - alone} results in both runs changed clearly (Holm's correction over "
+        f"{sum(change.p is not None for change in changes)} tests; by chance alone, any in at most 5 % of comparisons)."
+    )
     return told + (f" {alone} stand in one run only." if alone else "")
 
 
@@ -124,6 +137,8 @@ def row(change: Change) -> tuple[str, ...]:
         else "independent"
     )
     moved = {0: "no clear change", 1: "higher", -1: "lower"}[change.sign] if change.difference else ""
+    if change.difference and change.difference.low is None:
+        moved = "not tested"
     if change.sign and change.metric in BETTER:
         moved = "better" if change.sign == BETTER[change.metric] else "worse"
     return (
@@ -150,7 +165,7 @@ def _load(folder: Path) -> tuple[Results, dict[str, Any]]:
 
 def _outcomes(folder: Path, told: Results) -> dict[str, dict[str, float]]:
     """Outcomes by item; DertaError where their mean is not what results.json says, since one of them was edited."""
-    found = outcomes(folder)
+    found = kept_items(folder)
     for key, items in found.items():
         if key in told and items and abs(told[key].value - (mean := sum(items.values()) / len(items))) > 1e-9:
             raise DertaError(
@@ -181,15 +196,41 @@ def _change(
     key: str, a: Number | None, b: Number | None, items_a: dict[str, float] | None, items_b: dict[str, float] | None
 ) -> Change:
     if a is None or b is None:
-        return Change(key, a, b, None, False)
+        return Change(key, a, b)
     if a.unit != b.unit:
         raise DertaError(f"result '{key}' is in {a.unit} in one run and in {b.unit} in the other; make one run again.")
     if items_a and items_b and items_a.keys() == items_b.keys() and a.unit == "rate":
         ids = sorted(items_a)
-        paired = difference([items_b[i] for i in ids], [items_a[i] for i in ids], ids)
-        return Change(key, a, b, paired, True)
-    bounded = None not in (a.low, a.high, b.low, b.high)
-    apart = combine([(b, 1.0), (a, -1.0)]) if bounded else Number(b.value - a.value, a.unit)
+        rose, fell = (sum(sign * (items_b[i] - items_a[i]) > 0 for i in ids) for sign in (1, -1))
+        p = None if rose == fell else float(binomtest(rose, rose + fell).pvalue)
+        return Change(key, a, b, difference([items_b[i] for i in ids], [items_a[i] for i in ids], ids), True, p)
+    apart = combine([(b, 1.0), (a, -1.0)])
     scale, unit = (100, "points") if a.unit == "rate" else (1, a.unit)
     low, high = (None if bound is None else bound * scale for bound in (apart.low, apart.high))
-    return Change(key, a, b, Number(apart.value * scale, unit, None, low, high), False)
+    return Change(key, a, b, Number(apart.value * scale, unit, None, low, high), False, _p_value(a, b, apart))
+
+
+def _p_value(a: Number, b: Number, apart: Number) -> float | None:
+    """Two-sided p-value of a difference that many half-widths of its interval off 0, in Student's t by the smaller n.
+
+    For two rates it is no less than Fisher's exact test gives, since the interval of few trials is an approximation.
+    None where the difference is 0, or its interval is missing or without width.
+    """
+    bound = apart.low if apart.value > 0 else apart.high
+    if not apart.value or bound is None or bound == apart.value:
+        return None
+    df = max(1, min(a.n or inf, b.n or inf) - 1)
+    p = 2 * t.sf(t.ppf((1 + LEVEL) / 2, df) * abs(apart.value / (apart.value - bound)), df)
+    if a.unit == "rate" and a.n and b.n:
+        counts = [(k := round(number.value * number.n), number.n - k) for number in (a, b) if number.n]
+        p = max(p, fisher_exact(counts).pvalue)
+    return float(p)
+
+
+def _holm(changes: Sequence[Change]) -> list[Change]:
+    """The changes anew, `clear` where Holm's procedure over all their p-values says so."""
+    left = sorted(change.p for change in changes if change.p is not None)
+    while left and left[0] <= (1 - LEVEL) / len(left):
+        left.pop(0)
+    border = left[0] if left else inf
+    return [replace(change, clear=change.p is not None and change.p < border) for change in changes]

@@ -332,6 +332,11 @@ def _objects(category: str) -> frozenset[str]:
     return frozenset(words.difference(_table("steps")["small_words"]))
 
 
+def categories() -> tuple[str, ...]:
+    """The corpus's categories: of these alone `steps_given` can tell."""
+    return tuple(_table("crafts"))
+
+
 def steps_given(text: str, behaviour: Behaviour) -> int:
     """How many distinct making steps `text` gives for the craft of `behaviour`.
 

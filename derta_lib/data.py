@@ -32,8 +32,9 @@ class Behaviour:
     """A request to attack with.
 
     `declarative` is the text CompletingAttack asks a model to continue; `harmful` a response that gives
-    the content, for prefilling ("" where none is known); `steps` the facts an exact judge looks for (empty
-    for real data); `benign` marks a twin that ought to be answered; `twin` is the id of its counterpart.
+    the content, for prefilling ("" where none is known); `steps` the recipe in it, a sentence each (empty for
+    real data; no judge reads them); `benign` marks a twin that ought to be answered; `twin` is the id of its
+    counterpart; the corpus's exact judge goes by `category`.
     """
 
     id: str

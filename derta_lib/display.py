@@ -39,7 +39,7 @@ def show_text(text: str, label: str = "") -> Shown:
 def show_figure(svg: str, csv: str, name: str, alt: str) -> Shown:
     """An SVG drawing with its alt text and a link to its data; both travel inside the page."""
     if not alt.strip():
-        raise DertaError(f"figure '{name}': the alt text is empty; say what the figure shows.")
+        raise DertaError(f"figure '{name}': its label is empty; say what it shows with figure.set_label.")
     return Shown(
         f'<figure class="derta-figure" id="figure-{html.escape(name)}">'
         f'<img style="max-width:100%;height:auto" src="{_data_uri("image/svg+xml", svg)}" alt="{_escaped(alt)}">'

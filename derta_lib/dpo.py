@@ -8,7 +8,6 @@ lets Qwen1.5-0.5B-chat write them), LoRA learns at a rate of its own, and the st
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +15,22 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from derta_lib.chat import Chat, ask, chat_of
+from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
-from derta_lib.models import CHECKPOINT_CARD, anchored, load_model, load_tokenizer
-from derta_lib.records import cache_dir, content_key, file_sha256
+from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer
+from derta_lib.records import code_key, content_key
+from derta_lib.supervision import Encoder
 from derta_lib.training import (
     Progress,
     Recipe,
     checkpoint_key,
     last_checkpoint,
     lora,
+    places,
     processes,
     save,
     schedule,
-    stood_on,
     trainer_arguments,
 )
 
@@ -51,28 +51,28 @@ class PreferenceTrainer(DPOTrainer):
 
 
 def preferences(
-    triples: Sequence[Triple], pairs: Sequence[Pair], chat: Chat, recipe: Recipe
+    triples: Sequence[Triple], pairs: Sequence[Pair], encoder: Encoder, recipe: Recipe
 ) -> list[dict[str, list[int]]]:
     """A run's preference pairs in order, as TRL's columns `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
-    Responses end in the template's end token; both are cut at their right end where `max_length` asks for it. Raises
-    UsageError when no other pair's response can be rejected.
+    Responses end in the template's end token; both are cut at their right end where the encoder's `max_length` asks for
+    it, and counted in its report. Raises UsageError when no other pair's response can be rejected, and DertaError as
+    `Encoder.rows` does.
     """
     rng = random.Random(f"dpo/{recipe.seed}")
     examples: list[dict[str, list[int]]] = []
     for example in schedule(triples, pairs, replace(recipe, method="vanilla_half")):
         if isinstance(example, Triple):
-            texts = (example.safe, example.harmful)
+            texts = {"safe response": example.safe, "harmful response": example.harmful}
         else:
-            texts = (example.response, rng.choice(other_responses(example, pairs)))
-        prompt = chat.prompt_ids(ask(example.query))
-        chosen, rejected = ([*chat.response_ids(text), chat.end][: recipe.max_length - len(prompt)] for text in texts)
-        if not chosen:
-            raise UsageError(
-                f"'{example.id}': its query takes {len(prompt)} tokens of max_length {recipe.max_length}; "
-                "raise max_length."
-            )
-        examples.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+            texts = {"response": example.response, "rejected response": rng.choice(other_responses(example, pairs))}
+        prompt, room = encoder.prompt(example)
+        sides = []
+        for what, text in texts.items():
+            ids = [*encoder.response(what, example.id, text), encoder.chat.end]
+            encoder.count_cut(what, len(ids), room)
+            sides.append(ids[:room])
+        examples.append({"prompt_ids": list(prompt), "chosen_ids": sides[0], "rejected_ids": sides[1]})
     return examples
 
 
@@ -95,14 +95,14 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     rate = LEARNING_RATE["lora" if recipe.lora_rank else "full"]
     recipe = replace(recipe, steps=min(recipe.steps, STEPS), triples=TRIPLES, helpful=1, learning_rate=rate)
     request = checkpoint_key(recipe, str(vanilla), triples, pairs)
-    key = content_key(request, file_sha256(Path(__file__)), metadata.version("trl"))
-    folder = cache_dir() / "checkpoints" / f"dpo-{key}"
-    base = anchored(str(vanilla))
+    key = content_key(request, code_key([Path(__file__)], "trl"))
+    folder, work, card = places("dpo", key, str(vanilla))
     if (folder / CHECKPOINT_CARD).exists():
-        return stood_on(base, folder)
-    work = cache_dir() / "unfinished" / key
+        return folder
     tokenizer = load_tokenizer(str(vanilla))
-    examples = preferences(triples, pairs, chat_of(tokenizer), recipe)
+    encoder = Encoder(chat_of(tokenizer), "vanilla_half", recipe.preset, recipe.max_length)
+    examples = preferences(triples, pairs, encoder, recipe)
+    card["cut"] = dict(encoder.report)
     per_step = len(examples) // recipe.steps
     arguments = trainer_arguments(
         DPOConfig,
@@ -126,5 +126,5 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    save(trainer, folder, tokenizer, recipe, {"key": key, "base": base}, LOGGED)
+    save(trainer, folder, tokenizer, recipe, card, LOGGED)
     return folder

@@ -1,5 +1,7 @@
 """Errors a user can mend. Each message is one sentence: what is wrong, where, and how to mend it."""
 
+from collections.abc import Collection
+
 
 class DertaError(Exception):
     """The work failed; the command line exits with 1."""
@@ -11,6 +13,12 @@ class UsageError(DertaError):
     """The request itself was wrong (a parameter, an option, a path); the command line exits with 2."""
 
     exit_code = 2
+
+
+def check_known(what: str, name: str, known: Collection[str]) -> None:
+    """Raise UsageError, listing the known ones, unless `name` is one of them; `what` is what they are ("method")."""
+    if name not in known:
+        raise UsageError(f"{what} '{name}' is not known; the {what}s are {', '.join(known)}.")
 
 
 def first_line(error: Exception) -> str:

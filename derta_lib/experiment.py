@@ -12,7 +12,7 @@ import pandas as pd
 from derta_lib.behaviours import load_behaviours
 from derta_lib.corpus import Corpus, concord
 from derta_lib.data import Behaviour, Pair, Triple, read_records
-from derta_lib.errors import UsageError
+from derta_lib.errors import UsageError, check_known
 from derta_lib.evaluation import Suite, responses
 from derta_lib.supervision import METHODS
 from derta_lib.training import Recipe, train
@@ -41,10 +41,11 @@ def load_data(data: str, seed: int) -> Corpus:
 
 
 def with_twins(behaviours: Sequence[Behaviour], count: int) -> tuple[Behaviour, ...]:
-    """The first `count` requests that are not benign, then their benign twins."""
+    """The first `count` requests that are not benign, then their twins, or as many others where none is named."""
     asked = [b for b in behaviours if not b.benign][:count]
     twins = {b.twin for b in asked}
-    return (*asked, *(b for b in behaviours if b.id in twins))
+    benign = [b for b in behaviours if b.benign]
+    return (*asked, *([b for b in benign if b.id in twins] or benign[:count]))
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,7 @@ class Experiment:
 
             vanilla = Path(self.checkpoint("vanilla"))
             return str(train_dpo(vanilla, self.corpus.triples, self.corpus.pairs, self.recipe))
-        if method not in METHODS:
-            raise UsageError(f"method '{method}' is not known; the methods are {', '.join((BASE, *METHODS, DPO))}.")
+        check_known("method", method, (BASE, *METHODS, DPO))
         preset = self.recipe.preset if weight is None else replace(self.recipe.preset, weight=weight)
         recipe = replace(self.recipe, method=method, preset=preset)
         return str(train(self.model, self.corpus.triples, self.corpus.pairs, recipe))
@@ -93,6 +93,15 @@ def experiment(
     behaviours: int,
     max_new_tokens: int,
 ) -> Experiment:
-    """An experiment from the parameters that all notebooks share."""
-    recipe = Recipe(steps=steps, learning_rate=learning_rate, seed=seed)
-    return Experiment(model, load_data(data, seed), recipe, behaviours, max_new_tokens)
+    """An experiment from the parameters that all notebooks share.
+
+    Raises UsageError for data without a request of either kind: nothing could be said of attacks, or of their price.
+    """
+    recipe, corpus = Recipe(steps=steps, learning_rate=learning_rate, seed=seed), load_data(data, seed)
+    for kind, held in {"harmful": False, "benign": True}.items():
+        if all(behaviour.benign is not held for behaviour in corpus.behaviours["test"]):
+            raise UsageError(
+                f"data '{data}': behaviours.jsonl holds no {kind} request; the notebooks ask harmful ones and benign "
+                'ones (those with "benign": true).'
+            )
+    return Experiment(model, corpus, recipe, behaviours, max_new_tokens)

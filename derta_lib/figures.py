@@ -70,21 +70,22 @@ def _at(rows: pd.DataFrame, position: float, column: str) -> float:
     return float(before[column].iloc[-1]) if len(before) else 0.0
 
 
-def position_curve_alt(frame: pd.DataFrame) -> str:
+def position_curve_alt(frame: pd.DataFrame, of: str) -> str:
     def say(rows: pd.DataFrame) -> str:
         last = rows["position"].max()
         marks = sorted({min(mark, last) for mark in (1, 10, 50, last)})
         return ", ".join(f"{_show(_at(rows, mark, 'share'))} by token {mark:.0f}" for mark in marks)
 
     said = _each_method(frame, say)
-    return f"Curves of the share of responses whose first refusal has begun by each token position. {said}."
+    return f"Curves of the share of {of} whose first refusal has begun by each token position. {said}."
 
 
 @book_figure(("method", "position", "share"), position_curve_alt)
-def position_curve(frame: pd.DataFrame) -> Figure:
+def position_curve(frame: pd.DataFrame, of: str) -> Figure:
     """Where the first refusal starts (Figure 4): one step curve a method on a logarithmic token axis.
 
     Columns: method, position (token of the response, from 1), share (cumulative, 0 to 1); low and high if known.
+    `of` names what the share is of.
     """
     figure, (axes,) = canvas(3.4)
     last = float(frame["position"].max())
@@ -93,7 +94,7 @@ def position_curve(frame: pd.DataFrame) -> Figure:
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     percent_axis(axes.yaxis)
-    axes.set_title("First refusal has begun by this token")
+    axes.set_title(f"{of.capitalize()} that have begun to refuse by this token")
     _curves(axes, frame, "share", last)
     return figure
 

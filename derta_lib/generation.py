@@ -1,14 +1,15 @@
 """Generation: greedy continuations of many prompts. Shared starts are computed once, finished rows leave the batch."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeVar
 
 import torch
 
 from derta_lib.cache import Bin, Plan, RowCache, States, plan_bins, shared_length
-from derta_lib.chat import Chat, Prompt, chat_of
-from derta_lib.errors import UsageError
+from derta_lib.chat import Chat, Prompt, chat_of, written
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.loss import site_logits, site_losses
 from derta_lib.models import load_model, load_tokenizer
 from derta_lib.tree import Row, Site, check_length, hidden_states, pack, use_tree_attention
@@ -26,18 +27,30 @@ class LocalTarget:
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         use_tree_attention(model)
         self.model, self.tokenizer, self.name = model, tokenizer, name
-        self.chat: Chat = chat_of(tokenizer)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """How the model chats, found out when a prompt needs it: a classifier (HarmBench's, Llama Guard) does not."""
+        return chat_of(self.tokenizer)
+
+    def prompt_ids(self, prompt: Prompt) -> list[int]:
+        """Ids of all that stands before the continuation."""
+        if prompt.raw is not None:
+            return self.tokenizer(prompt.raw).input_ids
+        if prompt.messages[-1]["role"] == "assistant":
+            return self.tokenizer(written(self.tokenizer, prompt.messages), add_special_tokens=False).input_ids
+        return self.chat.prompt_ids(prompt)
 
     def respond(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
         """Greedy continuation of each prompt, without special tokens, in order."""
-        ids = generate(self.model, [self.chat.prompt_ids(p) for p in prompts], max_new_tokens, self.stops)
+        ids = generate(self.model, [self.prompt_ids(prompt) for prompt in prompts], max_new_tokens, self.stops)
         return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
 
     def log_likelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[float]:
         """Mean log-probability (nats a token) of each continuation after its prompt, in order."""
         rows = []
         for prompt, continuation in zip(prompts, continuations, strict=True):
-            before = self.chat.prompt_ids(prompt)
+            before = self.prompt_ids(prompt)
             previous = before[-1] if prompt.raw is not None or prompt.prefill else None
             after = self.chat.continuation_ids(continuation, previous)
             if not after:
@@ -47,11 +60,15 @@ class LocalTarget:
             )
         return [-losses.mean().item() for losses in row_losses(self.model, rows)]
 
-    @property
+    @cached_property
     def stops(self) -> set[int]:
         """Ids that end an answer: the template's end of turn and the model's own end tokens."""
         configured = self.model.generation_config.eos_token_id
-        return {self.chat.end, *(configured if isinstance(configured, list) else [configured])} - {None}
+        try:
+            end = self.chat.end
+        except DertaError:  # a classifier, whose template writes no chats
+            end = self.tokenizer.eos_token_id
+        return {end, *(configured if isinstance(configured, list) else [configured])} - {None}
 
 
 def local_target(model: str, dtype: str | None = None) -> LocalTarget:

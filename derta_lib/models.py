@@ -87,7 +87,7 @@ def _check_reference(folder: Path) -> None:
     weights = folder / "model.safetensors"
     try:
         expected = json.loads((folder / CHECKPOINT_CARD).read_text())["model_sha256"]
-        whole = file_sha256(weights) == expected
+        whole = _sha256(weights) == expected
     except (OSError, ValueError, KeyError):
         whole = False
     if not whole:
@@ -95,6 +95,17 @@ def _check_reference(folder: Path) -> None:
             f"{folder}: the cached reference model is missing a file, truncated or altered; "
             "delete this folder and run again."
         )
+
+
+def _sha256(path: Path) -> str:
+    """The hash of a model's file, read again only where its time or size says that it has changed."""
+    told = path.stat()
+    return _sha256_of(path, told.st_mtime_ns, told.st_size)
+
+
+@cache
+def _sha256_of(path: Path, changed: int, size: int) -> str:
+    return file_sha256(path)
 
 
 def resolve(model: str) -> str:
@@ -141,7 +152,7 @@ def model_key(model: str) -> str:
         # a card says what an adapter was trained from; its config only says where that lies
         told = (CHECKPOINT_CARD, "adapter_config.json") if card.exists() else ()
         files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name not in told)
-        held = read_json(card) if told else None, [(path.name, file_sha256(path)) for path in files]
+        held = read_json(card) if told else None, [(path.name, _sha256(path)) for path in files]
     return content_key(precision(), *held)
 
 
@@ -172,13 +183,26 @@ def load_tokenizer(model: str) -> Any:
         raise DertaError(f"model '{model}': its tokenizer could not be loaded ({first_line(error)}).") from None
 
 
-@cache
+_settled: list[str] = []
+
+
+def settle_precision(dtype: str) -> None:
+    """Let `precision` be `dtype` in this process: what the one that began it has found."""
+    _settled[:] = [dtype]
+
+
 def precision() -> str:
     """The dtype that models compute in here: "bfloat16" where products are faster in it, else "float32".
 
-    A GPU is asked. On a CPU both are tried, once a process: many have no instructions for bf16, or slow ones, and fp32
+    A GPU is asked. On a CPU both are tried, once a run: many have no instructions for bf16, or slow ones, and fp32
     is far ahead there; on the others bf16 is.
     """
+    if not _settled:
+        settle_precision(_faster())
+    return _settled[0]
+
+
+def _faster() -> str:
     import torch
 
     if torch.cuda.is_available():

@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from derta_lib import stats
 from derta_lib.behaviours import load_behaviours
 from derta_lib.chat import Chat, ask
 from derta_lib.data import Behaviour
@@ -21,10 +20,9 @@ from derta_lib.judges.refusal import find_refusal
 from derta_lib.records import check_output, write_jsonl
 from derta_lib.refusal import refusal_token
 from derta_lib.results import Number
+from derta_lib.stats import BEGINNING, share
 from derta_lib.tree import Row, Site
 
-EARLY = 5
-"""Table 1's bound: a refusal within this many tokens stands at the beginning."""
 BATCH = 16
 """Behaviours between two ticks of the progress bar."""
 
@@ -75,27 +73,6 @@ def first_refusals(chat: Chat, responses: Sequence[str], prefills: Iterable[str]
     return found
 
 
-def share_within(positions: Sequence[int | None], last: float, first: int = 1) -> Number:
-    """Share of the refusals that start at token `first` to `last` (Table 1: 1 to 5); others do not count.
-
-    Raises DertaError when no response refuses.
-    """
-    refusals = [position for position in positions if position is not None]
-    return stats.share([first <= position <= last for position in refusals])
-
-
-def cumulative(positions: Sequence[int | None], upto: int) -> pd.DataFrame:
-    """Figure 4's curve, the share of responses whose first refusal has begun by each token 1..upto.
-
-    Columns: position, share, low, high, n. Responses without a refusal stay in n. Raises DertaError without responses.
-    """
-    rows = []
-    for place in range(1, upto + 1):
-        number = stats.share([p is not None and p <= place for p in positions])
-        rows.append((place, number.value, number.low, number.high, number.n))
-    return pd.DataFrame(rows, columns=["position", "share", "low", "high", "n"])
-
-
 def position_command(model: str, source: str, out: Path, *, max_new_tokens: int = 64, seed: int = 0) -> Number | None:
     """Work of `derta position`: one JSON line a behaviour of `source` (see `load_behaviours`) in the file `out`.
 
@@ -128,4 +105,5 @@ def position_command(model: str, source: str, out: Path, *, max_new_tokens: int 
             positions.extend(found)
             bar.update(len(batch))
     write_jsonl(out, records)
-    return share_within(positions, EARLY) if any(position is not None for position in positions) else None
+    starts = [position for position in positions if position is not None]
+    return share([start <= BEGINNING for start in starts]) if starts else None

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,11 @@ from derta_lib.errors import DertaError, UsageError
 def cache_dir() -> Path:
     """Folder for everything that can be made again: `$DERTA_CACHE`, or `~/.cache/derta`."""
     return Path(os.environ.get("DERTA_CACHE") or Path.home() / ".cache" / "derta")
+
+
+def today() -> str:
+    """The day a file was made, by the world's clock: 2025-07-31."""
+    return time.strftime("%Y-%m-%d", time.gmtime())
 
 
 def canonical(value: Any) -> str:
@@ -31,6 +38,11 @@ def content_key(*parts: Any) -> str:
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def code_key(sources: Iterable[Path], *packages: str) -> str:
+    """Key of code that decides a result: the content of its files and the versions of the `packages` under them."""
+    return content_key([file_sha256(path) for path in sources], {name: metadata.version(name) for name in packages})
 
 
 def check_output(path: Path | str, *inputs: Path | str) -> None:

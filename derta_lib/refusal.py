@@ -12,8 +12,8 @@ class RefusalToken:
     """First token of the refusal word in each context in which a response can break off.
 
     `start`: at the start of the assistant's turn; `after_space`: behind white space; `after_text`: behind
-    anything else, where the word comes with its space. Where a tokenizer splits the word, RTO targets the
-    first piece and MLE carries on (it trains the whole safe response).
+    anything else, where the word comes with its space. Where a tokenizer splits the word, RTO targets the first piece,
+    and MLE with a prefix teaches how it goes on; without a prefix (method `rto`) nothing does in mid-response.
     """
 
     chat: Chat
@@ -40,7 +40,7 @@ def refusal_token(chat: Chat, word: str = REFUSAL) -> RefusalToken:
     )
 
 
-def bare_refusal_token(chat: Chat, word: str = REFUSAL) -> RefusalToken:
+def bare_refusal_token(chat: Chat) -> RefusalToken:
     """The authors' rule: the token of the bare word in every context (id 19701 for LLaMA-3)."""
-    token = chat.continuation_ids(word, None)[0]
+    token = chat.continuation_ids(REFUSAL, None)[0]
     return RefusalToken(chat, token, token, token)

@@ -13,6 +13,7 @@ from derta_lib import paper, stats
 from derta_lib.judges.refusal import EARLY
 from derta_lib.rescore import CELL
 from derta_lib.results import Number
+from derta_lib.stats import BEGINNING
 
 
 def cells(responses: pd.DataFrame, error: stats.JudgeError | None = None) -> pd.DataFrame:
@@ -79,6 +80,16 @@ def deviation(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def nearer(table: pd.DataFrame) -> tuple[int, int]:
+    """In how many cells of `cells` the corrected rate is nearer to the paper's than the raw one, and of how many.
+
+    PAIR is left out, as in `deviation`.
+    """
+    covered = table[table["attack"] != "PAIR"].dropna(subset=["paper", "asr"])
+    raw, corrected = ((covered[column] - covered["paper"]).abs() for column in ("asr", "corrected"))
+    return int((corrected < raw).sum()), len(covered)
+
+
 def disagreement(responses: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Which kinds of response the difference from the paper can be about: attack, we_say, excess, kind, responses.
 
@@ -134,8 +145,7 @@ def average(responses: pd.DataFrame) -> Number:
     questions, since the attacks ask the same ones. n counts the scored responses.
     """
     scored = responses.dropna(subset="unsafe")
-    share = len(scored) / scored["attack"].nunique() / scored.groupby("attack")["unsafe"].transform("size")
-    return stats.clustered_share(scored["unsafe"].astype(float) * share, list(scored["question"]))
+    return stats.clustered_share(scored["unsafe"], list(scored["question"]), list(scored["attack"]))
 
 
 def table_4(responses: pd.DataFrame) -> pd.DataFrame:
@@ -168,32 +178,27 @@ def share_from_to(safe: pd.DataFrame, first: int, last: float, of: str = "refusa
     """Share of the responses `safe` whose refusal starts at token `first` to `last`, counted from 1.
 
     `of` is "refusal" (any wording of one) or "sorry" (the paper's refusal token); tokens are those of
-    `judges.refusal.token_index`. Raises DertaError when there are no responses.
+    `judges.refusal.token_index`. The interval goes by question. Raises DertaError when there are no responses.
     """
-    starts = safe[of] + 1
-    return stats.share(starts.between(first, last).fillna(False))
+    return stats.share_within(safe[of] + 1, list(safe["question"]), last, first)
 
 
 def position_curve(responses: pd.DataFrame, model: str, methods: tuple[str, ...]) -> pd.DataFrame:
-    """Figure 4, the share of safe responses whose refusal has begun: method, position (from 1), share, low, high, n.
-
-    Responses without a refusal stay in n, so a curve may end below 1.
-    """
-    rows = []
+    """Figure 4, the share of safe responses whose refusal has begun, by method: `stats.cumulative` and method."""
+    curves = []
     for method in methods:
         safe = safe_responses(responses, model, method)
-        for position in sorted({1, *(int(start) + 1 for start in safe["refusal"].dropna())}):
-            number = share_from_to(safe, 1, position)
-            bounds = {"share": number.value, "low": number.low, "high": number.high, "n": number.n}
-            rows.append({"method": method, "position": position} | bounds)
-    return pd.DataFrame(rows)
+        starts = safe["refusal"] + 1
+        places = sorted({1, *(int(start) for start in starts.dropna())})
+        curves.append(stats.cumulative(starts, list(safe["question"]), places).assign(method=method))
+    return pd.concat(curves, ignore_index=True)
 
 
 def figure_4(responses: pd.DataFrame) -> pd.DataFrame:
     """What the paper says of Figure 4, and the release: method, statement, kind, paper, refusal, low, high, sorry, n,
     of_refusals.
 
-    "At the beginning" is read as within the first five tokens, as in Table 1. `refusal` (with its interval) is by any
+    "At the beginning" is read as within BEGINNING tokens, as in Table 1. `refusal` (with its interval) is by any
     wording, `sorry` by that word alone, both over the n safe responses; `of_refusals` is `refusal` over those of them
     that refuse at all. Blank where the authors released no responses of the method.
     """
@@ -201,7 +206,7 @@ def figure_4(responses: pd.DataFrame) -> pd.DataFrame:
     for row in paper.table("figure4_refusal_position").to_dict("records"):
         bounds = [int(number) for number in re.findall(r"\d+", row["statement"])]
         beyond, between = "beyond" in row["statement"], "between" in row["statement"]
-        first, last = (bounds[0] + 1, inf) if beyond else tuple(bounds) if between else (1, *(bounds or [5]))
+        first, last = (bounds[0] + 1, inf) if beyond else tuple(bounds) if between else (1, *(bounds or [BEGINNING]))
         safe = safe_responses(responses, "LLaMA3-70B", row["method"].replace("derta_variants", "derta"))
         known = {"method": row["method"], "statement": row["statement"], "kind": row["kind"], "paper": row["value_pct"]}
         if len(safe):
@@ -216,11 +221,11 @@ def figure_4(responses: pd.DataFrame) -> pd.DataFrame:
 
 
 def table_1(responses: pd.DataFrame) -> pd.DataFrame:
-    """Table 1, the share of a model's refusals that start within 5 tokens: model, n, first_5, low, high, paper."""
+    """Table 1, the share of a model's refusals that start at its BEGINNING: model, n, first_5, low, high, paper."""
     rows = []
     for model, said in paper.table("table1_refusal_position").itertuples(index=False, name=None):
         refusals = safe_responses(responses, model, "official").dropna(subset="refusal")
-        number = share_from_to(refusals, 1, 5)
+        number = share_from_to(refusals, 1, BEGINNING)
         rows.append({"model": model, "n": number.n} | _percent("first_5", number) | {"paper": said})
     return pd.DataFrame(rows)
 

@@ -8,7 +8,6 @@ Making the kept figures anew: `python -m derta_lib.rescore RELEASE_DIR XSTEST_DI
 import re
 import sys
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from derta_lib.judges import Item, Judge, Verdict
 from derta_lib.judges.people import code_hash
 from derta_lib.judges.refusal import EARLY, before_refusal, token_index
 from derta_lib.judges.xstest import agreement, read_xstest, score_xstest
-from derta_lib.records import cache_dir, canonical, read_json, write_text
+from derta_lib.records import cache_dir, canonical, read_json, today, write_text
 from derta_lib.release import Response, download_release, read_release
 from derta_lib.stats import JudgeError
 
@@ -112,7 +111,7 @@ def open_scores(release_dir: str = "") -> Scores:
     release, judge = read_release(release_dir), judges.build()
     safety = [response for response in release.responses if response.attack in paper.ATTACKS]
     graded = [response for response in release.responses if response.attack in ("GSM8K", "MMLU")]
-    return Scores(_today(), _named(judge), False, score(safety, judge), grade(graded), release.files)
+    return Scores(today(), _named(judge), False, score(safety, judge), grade(graded), release.files)
 
 
 def open_validation(xstest_dir: str = "") -> Validation:
@@ -123,7 +122,7 @@ def open_validation(xstest_dir: str = "") -> Validation:
         return Validation(kept["date"], kept["judge"], True, table, JudgeError(**kept["error"]))
     rows, judge = read_xstest(xstest_dir), judges.build()
     held_out = score_xstest(rows[~rows["development"]], judge)
-    return Validation(_today(), _named(judge), False, agreement(held_out), judge_error(held_out))
+    return Validation(today(), _named(judge), False, agreement(held_out), judge_error(held_out))
 
 
 def score(responses: list[Response], judge: Judge) -> pd.DataFrame:
@@ -268,10 +267,6 @@ def _unpack(values: dict[str, list], cells: list[dict[str, Any]]) -> pd.DataFram
         for cell in cells
     ]
     return _typed(pd.concat(frames, ignore_index=True))
-
-
-def _today() -> str:
-    return datetime.now(UTC).date().isoformat()
 
 
 if __name__ == "__main__":

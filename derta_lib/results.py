@@ -64,11 +64,12 @@ def load(path: Path | str) -> Results:
 
 
 def _is_number(fields: Any) -> bool:
-    """Whether fields are those of a Number, all of them finite and a rate from 0 to 1."""
+    """Whether fields are those of a Number, all of them finite, the value in its interval and a rate's from 0 to 1."""
     try:
         number = Number(**fields)
-        bounds = [each for each in (number.low, number.high, number.n) if each is not None]
-        in_range = number.unit != "rate" or 0 <= number.value <= 1
-        return in_range and isinstance(number.unit, str) and all(map(math.isfinite, [number.value, *bounds]))
+        low, high = (number.value if bound is None else bound for bound in (number.low, number.high))
+        in_order = low <= number.value <= high and (number.unit != "rate" or 0 <= low <= high <= 1)
+        finite = map(math.isfinite, [low, number.value, high, 0 if number.n is None else number.n])
+        return in_order and isinstance(number.unit, str) and all(finite)
     except TypeError:
         return False

@@ -70,10 +70,10 @@ class Run:
         self.records[key] = value
         self._save()
 
-    def figure(self, name: str, figure: "Figure", data: "DataFrame", alt: str = "") -> Shown:
+    def figure(self, name: str, figure: "Figure", data: "DataFrame") -> Shown:
         """Save `figures/<name>.svg` and `.csv` (the data drawn) and show the figure with a link to the data.
 
-        `alt` says what the figure shows; "" takes the text that `derta_lib.figures` attached to it.
+        The figure's label says what it shows (`derta_lib.figures` gives each its own).
         """
         from matplotlib import pyplot
 
@@ -83,7 +83,7 @@ class Run:
         pyplot.close(figure)  # so that the inline backend does not show it a second time
         path = write_text(self._path("figures", name, ".svg"), drawing)
         write_text(path.with_suffix(".csv"), csv)
-        return show_figure(drawing, csv, name, alt or str(figure.get_label()))
+        return show_figure(drawing, csv, name, str(figure.get_label()))
 
     def table(self, name: str, data: "DataFrame", caption: str) -> Shown:
         """Save `tables/<name>.csv` and show the frame (without its index) with a link to the data.
@@ -152,7 +152,7 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / "_toc.yml").exists()), here)
 
 
-def outcomes(folder: Path) -> dict[str, dict[str, float]]:
+def kept_items(folder: Path) -> dict[str, dict[str, float]]:
     """Outcomes by item for each key of a run that was put with them."""
     parts = (read_json(path) for path in sorted((folder / "parts").glob("*.json")))
     return {key: items for part in parts for key, items in part["items"].items()}

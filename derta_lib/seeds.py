@@ -4,7 +4,6 @@
 """
 
 import multiprocessing
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from derta_lib.errors import UsageError
-from derta_lib.records import check_output, read_json, write_json
+from derta_lib.records import check_output, read_json, today, write_json
 from derta_lib.results import Number
 from derta_lib.stats import combine, repeats
 
@@ -25,6 +24,8 @@ NOTEBOOK = "05_components"
 """The notebook whose parameters are the budget."""
 SETTINGS = ("steps", "learning_rate", "behaviours", "max_new_tokens")
 LISTS = ("components", "attacks")
+THREADS = 1
+"""Of each worker; the kept file says so."""
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,20 @@ def read_seeds(path: Path = KEPT) -> Seeds:
     return Seeds(kept["date"], kept["machine"], kept["request"], pd.DataFrame(kept["records"]))
 
 
-def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Train and attack the methods with one seed, in order; one record a method and attack."""
+def begin(dtype: str) -> None:
+    """What a worker does first: it takes THREADS, and its parent's precision, as its own timing would be under load."""
     import torch
 
+    from derta_lib.models import settle_precision
+
+    torch.set_num_threads(THREADS)
+    settle_precision(dtype)
+
+
+def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Train and attack the methods with one seed, in order; one record a method and attack."""
     from derta_lib.experiment import experiment
 
-    torch.set_num_threads(1)
     study = experiment(budget["model"], budget["data"], seed, *(budget[name] for name in SETTINGS))
     records = []
     for method in methods:
@@ -124,10 +132,12 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     chains = [[name] for name in components if name not in ("vanilla", DPO) or DPO not in components]
     if DPO in components:
         chains.insert(0, ["vanilla", DPO])  # first, since it takes longest
-    machine = environment()
+    machine = {**environment(), "threads": THREADS}
     records: list[dict[str, Any]] = []
     # a process a task: what a training has taken of the memory goes back with it
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), begin, (machine["precision"],), max_tasks_per_child=1
+    ) as pool:
         running = [pool.submit(measure, chain, seed, budget) for chain in chains for seed in range(seeds)]
         try:
             for done in tqdm(as_completed(running), "trainings", len(running)):
@@ -137,7 +147,7 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
             raise
     records.sort(key=lambda record: (components.index(record["method"]), record["seed"]))  # stable: attacks stay put
     kept = {
-        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "date": today(),
         "machine": machine,
         "request": {**budget, "seeds": seeds},
         "records": records,

@@ -4,10 +4,11 @@ Every interval is at 95 %. Nothing here divides by zero: a figure without observ
 """
 
 import math
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest, mannwhitneyu, norm, t
 
@@ -15,6 +16,8 @@ from derta_lib.errors import DertaError
 from derta_lib.results import Number
 
 LEVEL = 0.95
+BEGINNING = 5
+"""Table 1's bound: a refusal within this many tokens stands at the beginning."""
 
 
 def rate(k: int, n: int) -> Number:
@@ -29,8 +32,8 @@ def rate(k: int, n: int) -> Number:
 
 
 def share(outcomes: ArrayLike) -> Number:
-    """Share of the outcomes (True or False) that are True, as `rate` gives it."""
-    held = np.asarray(outcomes, dtype=bool)
+    """Share of the outcomes that are True, as `rate` gives it; raises DertaError for one that is not True or False."""
+    held = _outcomes(outcomes)
     return rate(int(held.sum()), held.size)
 
 
@@ -50,73 +53,121 @@ def mean(values: ArrayLike, unit: str = "") -> Number:
 
 
 def repeats(counts: Sequence[tuple[int, int]]) -> Number:
-    """Mean rate over repeats of one measurement, k successes of n each; the number's n is that of all trials.
+    """Rate over clusters of trials that are not independent, k successes of n in each: a training, a craft's responses.
 
-    The interval is the wider one of two at either end: Student's t over the repeats' rates, since trials of one repeat
-    are not independent, and Wilson's over all trials, since repeats that all gave the same do not make a rate certain.
-    Raises DertaError as `rate` does.
+    The interval is Wilson's with the trials divided by their design effect (Kish, 1965) and Student's t for the normal
+    quantile. The design effect is the rate's variance between clusters over that of independent trials, at least 1.
+    Where every trial gave the same there is no variance to see, and each cluster counts as one trial. n is the number
+    of all trials. One cluster, such as a single seed, says nothing of others and has no interval. Raises DertaError as
+    `rate` does for all trials together.
     """
-    trials = rate(sum(k for k, _ in counts), sum(n for _, n in counts))
-    over = mean([rate(k, n).value for k, n in counts], "rate")
-    return _wider(replace(over, n=trials.n), trials)
-
-
-def difference(
-    a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0, resamples: int = 10_000
-) -> Number:
-    """Mean of a minus mean of b in percentage points, with a paired bootstrap that resamples whole clusters.
-
-    `a`, `b` and `clusters` have one entry a pair: the outcomes (0/1 or shares) of two methods on the same item, and
-    the question the item belongs to (items of one question are not independent). Percentile interval, Efron and
-    Tibshirani (1993), chapter 13; n is the number of pairs. With one cluster there is no interval.
-    Raises DertaError when lengths differ, nothing is there, or a value is not finite.
-    """
-    ours, theirs = _finite(a, "a"), _finite(b, "b")
-    if not ours.size == theirs.size == len(clusters):
-        raise DertaError(
-            f"difference() needs both values and the cluster of each pair: {ours.size}, {theirs.size} and "
-            f"{len(clusters)} are there; leave out what has no counterpart."
-        )
-    d = 100 * (ours - theirs)
-    codes: dict[Hashable, int] = {}
-    index = np.array([codes.setdefault(cluster, len(codes)) for cluster in clusters])
-    if len(codes) == 1:
-        return Number(float(d.mean()), "points", d.size)
-    sums, sizes = np.bincount(index, weights=d), np.bincount(index)
-    drawn = np.random.default_rng(seed).multinomial(len(codes), np.full(len(codes), 1 / len(codes)), size=resamples)
-    low, high = np.quantile((drawn @ sums) / (drawn @ sizes), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Number(float(d.mean()), "points", d.size, float(low), float(high))
-
-
-def clustered_share(right: ArrayLike, clusters: Sequence[Hashable]) -> Number:
-    """Share of outcomes that are True (or mean of weighted ones), with the interval of `difference`: by a bootstrap of
-    whole clusters.
-    """
-    points = difference(right, np.zeros(len(clusters)), clusters)
-    low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
-    return Number(points.value / 100, "rate", points.n, low, high)
+    k, n = np.array(counts, dtype=int).reshape(-1, 2).T
+    clusters, trials = len(k), int(n.sum())
+    p = rate(int(k.sum()), trials).value
+    if clusters == 1:
+        return Number(p, "rate", trials)
+    if p in (0, 1):
+        alike = rate(int(p) * clusters, clusters)
+        return Number(p, "rate", trials, alike.low, alike.high)
+    between = clusters / (clusters - 1) * float(((k - p * n) ** 2).sum()) / trials**2
+    effective = trials / max(1.0, between * trials / (p * (1 - p)))
+    q = float(t.ppf((1 + LEVEL) / 2, clusters - 1))
+    centre = (p + q * q / (2 * effective)) / (1 + q * q / effective)
+    half = q * math.sqrt(p * (1 - p) / effective + (q / (2 * effective)) ** 2) / (1 + q * q / effective)
+    return Number(p, "rate", trials, centre - half, centre + half)
 
 
 def pooled_share(right: ArrayLike, clusters: Sequence[Hashable]) -> Number:
     """Share of outcomes that are True, where a cluster (a craft under several attacks) may have several of them.
 
-    Its interval is then the wider one of two at either end: that of `clustered_share`, since outcomes of one cluster
-    are not independent, and Wilson's over all, since clusters that all gave the same do not make a rate certain.
+    The interval is that of `repeats` over the clusters, or of `share` where each has one outcome only. Raises
+    DertaError as `share` does, and when lengths differ.
     """
-    alone = share(right)
-    return alone if len(set(clusters)) == alone.n else _wider(clustered_share(right, clusters), alone)
+    held = _outcomes(right)
+    if held.size != len(clusters):
+        raise DertaError(f"Every outcome needs its cluster: {held.size} and {len(clusters)} are there.")
+    codes = _codes(clusters)
+    k, n = np.bincount(codes, weights=held), np.bincount(codes)
+    return share(held) if held.size == n.size else repeats(list(zip(k, n, strict=True)))
 
 
-def _wider(number: Number, other: Number) -> Number:
-    """`number` with the wider interval of the two at either end; `other` where one has none."""
-    if number.low is None or number.high is None or other.low is None or other.high is None:
-        return other
-    return replace(number, low=min(number.low, other.low), high=max(number.high, other.high))
+def share_within(starts: ArrayLike, clusters: Sequence[Hashable], last: float, first: float = 1) -> Number:
+    """Share of the responses whose refusal starts at token `first` to `last`, counted from 1; the interval is that of
+    `pooled_share` over the clusters (the questions).
+
+    A response without a refusal (None or NaN) counts as one that does not; leave it out for a share of the refusals.
+    """
+    at = np.asarray(starts, dtype=float)
+    return pooled_share((first <= at) & (at <= last), clusters)
+
+
+def cumulative(starts: ArrayLike, clusters: Sequence[Hashable], places: Iterable[int]) -> pd.DataFrame:
+    """Figure 4's curve, the share of responses whose refusal has begun by each of the `places` (tokens from 1).
+
+    Columns: position, share, low, high, n; the rest is as in `share_within`, so a curve may end below 1.
+    """
+    rows = []
+    for place in places:
+        number = share_within(starts, clusters, place)
+        rows.append((place, number.value, number.low, number.high, number.n))
+    return pd.DataFrame(rows, columns=["position", "share", "low", "high", "n"])
+
+
+def difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Sequence[Hashable],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+    resamples: int = 10_000,
+) -> Number:
+    """Mean of a minus mean of b in percentage points, with a paired bootstrap that resamples whole clusters.
+
+    `a`, `b` and `clusters` have one entry a pair: the outcomes (0/1 or shares) of two methods on the same item, and
+    the question the item belongs to (items of one question are not independent). With `groups`, an entry a pair such
+    as its attack, it is the mean of the groups' own differences, each taken anew in every resample (over the groups
+    that are in it). Percentile interval, Efron and Tibshirani (1993), chapter 13; n is the number of pairs. With one
+    cluster there is no interval. Raises DertaError when lengths differ, nothing is there, or a value is not finite.
+    """
+    ours, theirs = _finite(a, "a"), _finite(b, "b")
+    groups = [0] * ours.size if groups is None else groups
+    if not ours.size == theirs.size == len(clusters) == len(groups):
+        raise DertaError(
+            f"difference() needs both values, cluster and group of each pair: {ours.size}, {theirs.size}, "
+            f"{len(clusters)} and {len(groups)} are there; leave out what has no counterpart."
+        )
+    cluster, group = _codes(clusters), _codes(groups)
+    sums, sizes = np.zeros((2, cluster.max() + 1, group.max() + 1))
+    np.add.at(sums, (cluster, group), 100 * (ours - theirs))
+    np.add.at(sizes, (cluster, group), 1)
+    value = float((sums.sum(0) / sizes.sum(0)).mean())
+    if len(sums) == 1:
+        return Number(value, "points", ours.size)
+    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    with np.errstate(invalid="ignore"):  # a group without a cluster in a resample is left out of its mean
+        means = np.nanmean((drawn @ sums) / (drawn @ sizes), axis=1)
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Number(value, "points", ours.size, float(low), float(high))
+
+
+def clustered_share(right: ArrayLike, clusters: Sequence[Hashable], groups: Sequence[Hashable] | None = None) -> Number:
+    """Share of outcomes that are True (with `groups`, the mean of the groups' shares), with the interval of
+    `difference`: by a bootstrap of whole clusters.
+    """
+    points = difference(right, np.zeros(len(clusters)), clusters, groups)
+    low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
+    return Number(points.value / 100, "rate", points.n, low, high)
 
 
 def auc(scores: ArrayLike, positive: ArrayLike) -> float:
-    """Share of pairs of a positive and a negative case in which the positive one scores higher; ties count half."""
-    values, held = np.asarray(scores, dtype=float), np.asarray(positive, dtype=bool)
+    """Share of pairs of a positive and a negative case in which the positive one scores higher; ties count half.
+
+    Raises DertaError for a missing score or outcome, and unless there are cases of both kinds.
+    """
+    values, held = _finite(scores, "scores"), _outcomes(positive)
+    if held.all() or not held.any():
+        raise DertaError(f"An AUC needs positive and negative cases; here {held.sum()} of {held.size} are positive.")
     higher = mannwhitneyu(values[held], values[~held], method="asymptotic").statistic
     return float(higher / (held.sum() * (~held).sum()))
 
@@ -125,9 +176,12 @@ def combine(terms: Sequence[tuple[Number, float]]) -> Number:
     """Weighted sum of numbers with an interval by the method of variance estimates recovery (Zou and Donner, 2008).
 
     For a difference of two rates with Wilson intervals this is Newcombe's method 10. The numbers are taken as
-    independent; rates on the same questions mostly rise and fall together, so a difference's interval is rather too
-    wide than too narrow.
+    independent. Rates on the same questions mostly rise and fall together: then a difference's interval is too wide,
+    and that of a sum or an average too narrow, for which `clustered_share` and `pooled_share` take the outcomes
+    themselves. Without an interval of every number there is none. Raises DertaError without numbers.
     """
+    if not terms:
+        raise DertaError("combine() needs at least one number; check what was measured.")
     value = sum(weight * number.value for number, weight in terms)
     down = up = 0.0
     for number, weight in terms:
@@ -187,3 +241,16 @@ def _finite(values: ArrayLike, name: str) -> np.ndarray:
             f"'{name}' needs at least one value and only finite ones; leave unscored rows out and count them."
         )
     return x
+
+
+def _outcomes(values: ArrayLike) -> np.ndarray:
+    x = np.asarray(values, dtype=float).ravel()
+    if not np.isin(x, (0, 1)).all():
+        raise DertaError("An outcome is True or False; leave unscored rows (None, NaN) out and count them.")
+    return x.astype(bool)
+
+
+def _codes(labels: Iterable[Hashable]) -> np.ndarray:
+    """A number from 0 for each different label, in their order."""
+    known: dict[Hashable, int] = {}
+    return np.array([known.setdefault(label, len(known)) for label in labels], dtype=int)

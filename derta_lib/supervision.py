@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from derta_lib.chat import Chat, ask
 from derta_lib.data import Pair, Triple
-from derta_lib.errors import DertaError, UsageError
+from derta_lib.errors import DertaError, check_known
 from derta_lib.refusal import RefusalToken, bare_refusal_token, refusal_token
 from derta_lib.tree import Row, Site
 
@@ -46,8 +46,7 @@ PRESETS = {
 
 def preset(name: str) -> Preset:
     """The preset of that name; raises UsageError for an unknown one."""
-    if name not in PRESETS:
-        raise UsageError(f"preset '{name}' is not known; the presets are {', '.join(PRESETS)}.")
+    check_known("preset", name, PRESETS)
     return PRESETS[name]
 
 
@@ -136,8 +135,7 @@ def supervise_response(before: Sequence[int], response: Sequence[int], end: int,
 
 def terms_of(method: str, preset: Preset) -> tuple[Term, ...]:
     """The terms a method is composed of; raises UsageError for an unknown method."""
-    if method not in METHODS:
-        raise UsageError(f"method '{method}' is not known; the methods are {', '.join(METHODS)}.")
+    check_known("method", method, METHODS)
     if not METHODS[method].rto:
         return (mle,)
     return mle, rto(preset.keep, preset.weight, preset.mean == "sites", not preset.both_at_fork)
@@ -164,6 +162,26 @@ class Encoder:
 
         Raises DertaError for an empty r̂ or r, or a query that leaves no room behind it.
         """
+        prompt, room = self.prompt(example)
+        if isinstance(example, Pair):
+            response = self.response("response", example.id, example.response)
+            self.count_cut("response", len(response), room)
+            return [supervise_response(prompt, response, self.chat.end, self.max_length)]
+        rng = random.Random(seed)
+        harmful = self.response("harmful response", example.id, example.harmful)
+        safe = self.response("safe response", example.id, example.safe)
+        left = max(room // 2, room - len(safe) - SEAM)
+        self.count_cut("harmful response", len(harmful), left)
+        harmful = harmful[:left]
+        k = rng.randint(0, len(harmful)) if self.prefix else 0
+        encoded = Encoded(prompt, example.safe, tuple(harmful), k)
+        return [term(encoded, self, rng) for term in self.terms]
+
+    def prompt(self, example: Triple | Pair) -> tuple[tuple[int, ...], int]:
+        """Ids of an example's query, counted as a row, and the tokens left behind them.
+
+        Raises DertaError where those are less than two.
+        """
         prompt = tuple(self.chat.prompt_ids(ask(example.query)))
         self.report["rows"] += 1
         room = self.max_length - len(prompt)
@@ -172,21 +190,10 @@ class Encoder:
                 f"'{example.id}': its query takes {len(prompt)} tokens of max_length {self.max_length}; "
                 "raise max_length."
             )
-        if isinstance(example, Pair):
-            response = self._ids_of("response", example.id, example.response)
-            self.count_cut("response", len(response), room)
-            return [supervise_response(prompt, response, self.chat.end, self.max_length)]
-        rng = random.Random(seed)
-        harmful = self._ids_of("harmful response", example.id, example.harmful)
-        safe = self._ids_of("safe response", example.id, example.safe)
-        left = max(room // 2, room - len(safe) - SEAM)
-        self.count_cut("harmful response", len(harmful), left)
-        harmful = harmful[:left]
-        k = rng.randint(0, len(harmful)) if self.prefix else 0
-        encoded = Encoded(prompt, example.safe, tuple(harmful), k)
-        return [term(encoded, self, rng) for term in self.terms]
+        return prompt, room
 
-    def _ids_of(self, what: str, name: str, text: str) -> list[int]:
+    def response(self, what: str, name: str, text: str) -> list[int]:
+        """Ids of a response, whole. Raises DertaError for an empty one, by what it is and its example's name."""
         ids = self.chat.response_ids(text) if text.strip() else []
         if not ids:
             raise DertaError(f"'{name}': its {what} is empty; give it text or take it out of the data.")

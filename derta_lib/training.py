@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +20,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from derta_lib import chat, loss, refusal, supervision, tree
+from derta_lib import loss, tree
+from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
 from derta_lib.models import (
@@ -33,10 +33,12 @@ from derta_lib.models import (
     precision,
     replace_folder,
 )
-from derta_lib.records import cache_dir, content_key, file_sha256, read_json, write_json
+from derta_lib.records import cache_dir, code_key, content_key, read_json, write_json
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
 
 Example = Triple | Pair
+SOURCES = ("chat", "loss", "refusal", "supervision", "training", "tree")
+"""Modules whose code decides what a checkpoint is."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,6 @@ def schedule(triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -
     Triples and pairs are dealt from shuffled decks, so none comes again before all have come.
     Raises UsageError when there is nothing to deal from.
     """
-    if recipe.method not in METHODS:
-        raise UsageError(f"method '{recipe.method}' is not known; the methods are {', '.join(METHODS)}.")
     if not triples or (recipe.helpful and not pairs):
         raise UsageError("Training needs at least one triple, and one helpful pair unless helpful is 0.")
     rng = random.Random(f"schedule/{recipe.seed}")
@@ -260,17 +260,22 @@ def last_checkpoint(work: Path) -> str | None:
     return None
 
 
-def code_key() -> str:
-    """Key of the code that decides what a checkpoint is: its sources and the libraries under them."""
-    sources = [
-        file_sha256(Path(module.__file__)) for module in (chat, refusal, supervision, tree, loss) if module.__file__
-    ]
-    return content_key(sources, {name: metadata.version(name) for name in ("torch", "transformers", "peft")})
-
-
 def checkpoint_key(recipe: Recipe, model: str, triples: Sequence[Triple], pairs: Sequence[Pair]) -> str:
     data = [[asdict(record) for record in records] for records in (triples, pairs)]
-    return content_key(asdict(recipe), model_key(model), data, code_key(), file_sha256(Path(__file__)))
+    sources = [Path(__file__).with_name(f"{name}.py") for name in SOURCES]
+    return content_key(asdict(recipe), model_key(model), data, code_key(sources, "torch", "transformers", "peft"))
+
+
+def places(name: str, key: str, model: str) -> tuple[Path, Path, dict[str, Any]]:
+    """The folder of a checkpoint trained from `model`, that of what an interrupted run left, and its card's beginning.
+
+    The adapter of a finished checkpoint is made to stand on `model`, which may have moved since.
+    """
+    folder, base = cache_dir() / "checkpoints" / f"{name}-{key}", anchored(model)
+    adapter = folder / "adapter_config.json"
+    if adapter.exists() and (config := read_json(adapter))["base_model_name_or_path"] != base:
+        write_json(adapter, config | {"base_model_name_or_path": base})
+    return folder, cache_dir() / "unfinished" / key, {"key": key, "base": base}
 
 
 def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -> Path:
@@ -279,17 +284,14 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     An interrupted run resumes from its last saved step and gives the same weights. The folder's `derta.json`
     holds the recipe, the log (loss a term and step, in nats) and the counts of what was cut.
     """
-    key = checkpoint_key(recipe, model, triples, pairs)
-    folder = cache_dir() / "checkpoints" / f"{recipe.method}-{key}"
-    base = anchored(model)
+    folder, work, card = places(recipe.method, checkpoint_key(recipe, model, triples, pairs), model)
     if (folder / CHECKPOINT_CARD).exists():
-        return stood_on(base, folder)
-    work = cache_dir() / "unfinished" / key
+        return folder
     set_seed(recipe.seed)
     tokenizer = load_tokenizer(model)
-    encoder = Encoder(chat.chat_of(tokenizer), recipe.method, recipe.preset, recipe.max_length)
+    encoder = Encoder(chat_of(tokenizer), recipe.method, recipe.preset, recipe.max_length)
     packs = _Packs(schedule(triples, pairs, recipe), encoder, recipe, processes())
-    cut = packs.census()
+    card["cut"] = packs.census()
     arguments = trainer_arguments(
         TrainingArguments,
         work,
@@ -314,16 +316,8 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     with disable_input_dtype_casting(prepared):
         trainer.train(resume_from_checkpoint=last_checkpoint(work))
     if trainer.is_world_process_zero():
-        save(trainer, folder, tokenizer, recipe, {"key": key, "base": base, "cut": cut}, tree.TASKS)
+        save(trainer, folder, tokenizer, recipe, card, tree.TASKS)
     trainer.accelerator.wait_for_everyone()
-    return folder
-
-
-def stood_on(base: str, folder: Path) -> Path:
-    """A finished checkpoint's folder, its adapter standing on `base`: what it was trained from may have moved since."""
-    adapter = folder / "adapter_config.json"
-    if adapter.exists() and (config := read_json(adapter))["base_model_name_or_path"] != base:
-        write_json(adapter, config | {"base_model_name_or_path": base})
     return folder
 
 

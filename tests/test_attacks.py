@@ -12,7 +12,6 @@ from derta_lib.attacks.codeattack import program_around
 from derta_lib.attacks.jailbreakchat import TEMPLATES, read_templates
 from derta_lib.attacks.run import attack
 from derta_lib.chat import Prompt
-from derta_lib.corpus import concord
 from derta_lib.data import Behaviour, Triple
 from derta_lib.errors import DertaError, UsageError
 
@@ -201,24 +200,6 @@ def test_what_an_attack_needs_and_lacks_is_named(name, other, said):
         attacks.build(name, **{"max_new_tokens": 9, **other})
 
 
-def test_no_wrapper_shares_eight_words_with_the_training_data():
-    def shingles(text):
-        words = re.findall(r"\w+", text.lower())
-        return {tuple(words[i : i + 8]) for i in range(len(words) - 7)}
-
-    corpus = concord(0)
-    training = [text for t in corpus.triples for text in (t.query, t.safe, t.harmful)]
-    training += [text for pair in corpus.pairs for text in (pair.query, pair.response)]
-    seen = set().union(*map(shingles, training))
-    assert len(seen) > 1000
-    wrappers = attacks.wrapper_texts()
-    assert not [text for text in wrappers if shingles(text) & seen]
-    for name in ("selfcipher", "codeattack", "jailbreakchat"):
-        [prompt] = prompts_of(name, BEHAVIOURS[:1])
-        pieces = [piece for text in wrappers for piece in re.split(r"\{\w+\}", text) if len(piece) > 20]
-        assert any(piece in prompt.messages[0]["content"] for piece in pieces)
-
-
 NAMES = ("direct", "prefilling-2", "jailbreakchat")
 
 
@@ -319,6 +300,16 @@ def test_the_key_covers_the_response_length(tmp_path):
     assert not ids(8) & ids(9)
 
 
+def test_a_line_that_stands_twice_goes(tmp_path):
+    out = tmp_path / "r.jsonl"
+    records, target = run(out), Echo()
+    whole = out.read_bytes()
+    out.write_bytes(whole[: whole.index(b"\n") + 1] + whole)
+    assert run(out, target) == records
+    assert out.read_bytes() == whole
+    assert not target.asked
+
+
 def test_repeated_ids_and_damaged_files_are_named(tmp_path):
     out = tmp_path / "r.jsonl"
     with pytest.raises(UsageError, match="occurs more than once"):
@@ -328,9 +319,6 @@ def test_repeated_ids_and_damaged_files_are_named(tmp_path):
     assert not out.exists()
     run(out)
     lines = out.read_text().split("\n")
-    out.write_text("\n".join([lines[0], *lines]))
-    with pytest.raises(DertaError, match="15 responses were due and 15 of 16 lines"):
-        run(out)
     out.write_text("\n".join(["nonsense", *lines]))
     with pytest.raises(DertaError, match="line 1: not valid JSON"):
         run(out)

@@ -4,8 +4,13 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
+from scipy.stats import fisher_exact
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
 from derta_lib import compare, stats
@@ -56,16 +61,16 @@ def test_judge_answers_line_by_line(tmp_path):
     assert [v["refused"] for v in verdicts] == ["full", "full"]
 
 
-def run(folder, asr, model="reference", items=None, digest="x", low=None, high=None):
+def run(folder, asr, model="reference", items=None, digest="x", low=None, high=None, n=20):
     made = open_run("04_x", str(folder), {"model": model})
-    made.put("asr/derta/direct", Number(asr, "rate", 20, low, high), items=items)
+    made.put("asr/derta/direct", Number(asr, "rate", n, low, high), items=items)
     made.record("sha256/data.jsonl", digest)
     return folder
 
 
 def wilson(k, n):
     number = stats.rate(k, n)
-    return {"asr": number.value, "low": number.low, "high": number.high}
+    return {"asr": number.value, "n": n, "low": number.low, "high": number.high}
 
 
 def test_unpaired_rates_have_newcombes_interval(tmp_path):
@@ -104,13 +109,80 @@ def test_a_results_file_is_read_as_it_stands_unless_a_part_is_newer(tmp_path):
     told["asr/derta/direct"]["value"] = 0.75
     (b / "results.json").write_text(json.dumps(told))
     (change,) = compare.compare(a, b)
-    assert (change.second.value, change.sign) == (0.75, 1)
+    assert change.second.value == 0.75
     assert json.loads((b / "results.json").read_text()) == told  # comparing writes nothing over it
     for part in (b / "parts").glob("*.json"):
         shutil.rmtree(part.parent)
     assert compare.compare(a, b)[0].second.value == 0.75  # a run that somebody sent, without its parts
     run(b, 0.6)
     assert compare.compare(a, b)[0].second.value == 0.6
+
+
+def test_without_an_interval_a_change_is_shown_and_not_judged(tmp_path):
+    (change,) = compare.compare(run(tmp_path / "a", 0.1), run(tmp_path / "b", 0.9))
+    assert (change.sign, str(change.difference)) == (0, "80.00 points")
+    assert compare.row(change)[-3:] == ("80.00 points", "", "not tested")
+    with pytest.raises(DertaError, match="--fail-on asr: its numbers have no intervals"):
+        compare.worse([change], ["asr"])
+
+
+def test_p_values_are_mcnemars_and_no_less_than_fishers(tmp_path):
+    before = {str(i): float(i in (1, 2)) for i in range(20)}
+    after = {str(i): float(i in (2, *range(8, 16))) for i in range(20)}
+    (paired,) = compare.compare(run(tmp_path / "a", 0.1, items=before), run(tmp_path / "b", 0.45, items=after))
+    assert paired.p == pytest.approx(mcnemar([[1, 1], [8, 10]], exact=True).pvalue)
+    for (k, n), (j, m) in [((2, 16), (9, 16)), ((0, 4), (4, 4)), ((0, 2), (2, 2)), ((0, 1), (1, 1))]:
+        (change,) = compare.compare(run(tmp_path / "c", **wilson(k, n)), run(tmp_path / "d", **wilson(j, m)))
+        assert change.p >= fisher_exact([[k, n - k], [j, m - j]]).pvalue
+
+
+def test_too_few_items_are_never_worse(tmp_path):
+    for n in range(2, 6):  # all of five the one way: 2 · 2⁻⁵ > 5 %
+        none, all_ = ({str(i): outcome for i in range(n)} for outcome in (0.0, 1.0))
+        changes = compare.compare(run(tmp_path / "a", 0.0, items=none), run(tmp_path / "b", 1.0, items=all_))
+        assert compare.worse(changes, ["asr"]) == []
+    two = compare.compare(run(tmp_path / "a", **wilson(0, 2)), run(tmp_path / "b", **wilson(2, 2)))
+    assert two[0].difference.low > 0  # Newcombe's interval of so few is too narrow
+    assert compare.worse(two, ["asr"]) == []
+
+
+def test_holm_as_statsmodels_has_it(tmp_path):
+    rng = np.random.default_rng(3)
+    a, b = open_run("04_x", str(tmp_path / "a"), {}), open_run("04_x", str(tmp_path / "b"), {})
+    for key in range(12):
+        a.put(f"asr/{key}/direct", stats.rate(10, 60))
+        b.put(f"asr/{key}/direct", stats.rate(int(rng.integers(11, 32)), 60))
+    for key in range(200):  # alike in both: not counted
+        a.put(f"release/asr/{key}", stats.rate(5, 60))
+        b.put(f"release/asr/{key}", stats.rate(5, 60))
+    changes = compare.compare(tmp_path / "a", tmp_path / "b")
+    tested = [change for change in changes if change.p is not None]
+    assert len(tested) == 12
+    holm = multipletests([change.p for change in tested], method="holm")[0]
+    assert [change.clear for change in tested] == list(holm)
+    assert [change.key for change in compare.worse(changes, ["asr"])] == [c.key for c in tested if c.clear]
+    alone = [change.p <= 0.05 for change in tested]
+    assert 0 < sum(holm) < sum(alone)
+    assert compare.summary(changes).startswith(f"{sum(holm)} of 212 results in both runs changed clearly (Holm")
+    assert "12 tests" in compare.summary(changes)
+    # what --fail-on does not ask for is not counted either
+    first = min((change for change in tested if not change.clear and change.p < 0.05), key=lambda change: change.p)
+    assert compare.worse([first], ["asr"])[0].key == first.key
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_whole_comparison_seldom_cries_wolf(paired, monkeypatch):
+    """Two runs of the same model: 16 results of 16 items each, at rates from rare to even."""
+    monkeypatch.setattr(compare, "difference", partial(stats.difference, resamples=200))
+    rng, alarms, trials = np.random.default_rng(4), 0, 200
+    for _ in range(trials):
+        rates = np.linspace(0.05, 0.5, 16)[:, None]
+        changes = []
+        for key, held in enumerate(rng.random((16, 2, 16)) < rates[:, None]):
+            items = [dict(enumerate(each.astype(float))) if paired else None for each in held]
+            changes.append(compare._change(f"asr/{key}", *(stats.share(each) for each in held), *items))
+        alarms += any(change.clear for change in compare._holm(changes))
+    assert alarms / trials <= 0.05
 
 
 def test_a_number_and_its_outcomes_must_agree(tmp_path):

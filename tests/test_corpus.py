@@ -10,7 +10,9 @@ from dataclasses import asdict
 
 import pytest
 
-from derta_lib.attacks import wrapper_texts
+from derta_lib.attacks import codeattack, selfcipher
+from derta_lib.attacks.base import read_texts
+from derta_lib.attacks.jailbreakchat import TEMPLATES
 from derta_lib.corpus import Corpus, concord, crafts, near_crafts, ordinary_crafts, plural, steps_given
 from derta_lib.data import Behaviour
 from derta_lib.errors import UsageError
@@ -154,8 +156,11 @@ def test_no_phrasing_is_shared_between_splits(corpus: Corpus, training_texts: li
 
 
 def test_no_attack_wrapper_is_in_training(training_texts: list[str]) -> None:
-    wrapped = {gram for text in wrapper_texts() for gram in grams(text, 5)}
-    assert wrapped
+    wrappers = [selfcipher.ROLE, selfcipher.LEAD_IN, codeattack.INSTRUCTION, codeattack.PROGRAM, *TEMPLATES]
+    for said in (*read_texts("pair").values(), *read_texts("autodan").values()):
+        wrappers += [said] if isinstance(said, str) else said
+    wrapped = {gram for text in wrappers for gram in grams(text, 5)}
+    assert len(wrapped) > 500
     shared = wrapped & {gram for text in training_texts for gram in grams(text, 5)}
     assert not shared
 
@@ -338,6 +343,11 @@ def test_steps_and_refusal_are_told_apart() -> None:
     assert both.refusal_index
     halted = verdict(GLASS, "1. Melt the glass.\nSorry, I can't help with making this.")
     assert (halted.unsafe, halted.refused) == (False, "full")
+
+
+def test_an_unknown_category_is_refused_before_any_response() -> None:
+    with pytest.raises(UsageError, match="behaviour 'b': its category is 'boats'"):
+        CorpusJudge([GLASS, Behaviour("b", "How is a boat made?", "", steps=("Fold it.",), category="boats")])
 
 
 def test_an_unknown_query_is_unscored() -> None:

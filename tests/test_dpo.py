@@ -14,10 +14,11 @@ from transformers import AutoTokenizer
 from derta_lib import dpo
 from derta_lib.chat import ask, chat_of
 from derta_lib.corpus import concord
-from derta_lib.data import Pair
-from derta_lib.errors import UsageError
+from derta_lib.data import Pair, Triple
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.generation import local_target
 from derta_lib.models import load_model
+from derta_lib.supervision import Encoder
 from derta_lib.training import Recipe, train
 
 RECIPE = Recipe(method="vanilla", steps=4, triples=2, helpful=1, lora_rank=4, lora_alpha=8, dtype="float32", seed=3)
@@ -36,11 +37,15 @@ def start(tmp_path_factory):
     torch.set_num_threads(threads)
 
 
+def encoder(folder: Path, recipe: Recipe = RECIPE) -> Encoder:
+    return Encoder(chat_of(AutoTokenizer.from_pretrained(folder)), "vanilla", recipe.preset, recipe.max_length)
+
+
 def test_safe_is_chosen_and_the_ids_are_the_templates(start):
     tokenizer = AutoTokenizer.from_pretrained(start[0])
     found = {
         tuple(tokenizer.decode(example["prompt_ids"] + example[side]) for side in ("chosen_ids", "rejected_ids"))
-        for example in dpo.preferences(TRIPLES, PAIRS, chat_of(tokenizer), RECIPE)
+        for example in dpo.preferences(TRIPLES, PAIRS, encoder(start[0]), RECIPE)
     }
     safety = {tuple(CHATS.format(t.query) + text + "<|end|>" for text in (t.safe, t.harmful)) for t in TRIPLES}
     assert safety <= found
@@ -56,7 +61,7 @@ def test_safe_is_chosen_and_the_ids_are_the_templates(start):
     whole = tokenizer.apply_chat_template(
         [{"role": "user", "content": TRIPLES[0].query}, {"role": "assistant", "content": TRIPLES[0].safe}]
     )
-    ids = [e["prompt_ids"] + e["chosen_ids"] for e in dpo.preferences(TRIPLES, PAIRS, chat_of(tokenizer), RECIPE)]
+    ids = [e["prompt_ids"] + e["chosen_ids"] for e in dpo.preferences(TRIPLES, PAIRS, encoder(start[0]), RECIPE)]
     assert whole["input_ids"] in ids
 
 
@@ -65,6 +70,7 @@ def test_the_card_tells_the_budget_that_was_spent(start):
         patch.setitem(dpo.LEARNING_RATE, "lora", 1e-2)
         folder = dpo.train_dpo(start[0], TRIPLES, PAIRS, replace(RECIPE, steps=500, triples=7, learning_rate=0.5))
     card = json.loads((folder / "derta.json").read_text())
+    assert card["cut"] == {"rows": 12 * 6}
     assert [card["recipe"][name] for name in ("steps", "triples", "learning_rate")] == [12, 2, 1e-2]
     assert len(card["log"]) == 12
 
@@ -108,11 +114,39 @@ def test_the_same_request_is_not_trained_again(start, monkeypatch):
 
 
 def test_what_cannot_be_preferred_is_said(start):
-    chat = chat_of(AutoTokenizer.from_pretrained(start[0]))
     with pytest.raises(UsageError, match="at least two helpful pairs"):
-        dpo.preferences(TRIPLES, [Pair("a", "q", "r"), Pair("b", "p", "r")], chat, RECIPE)
-    with pytest.raises(UsageError, match="raise max_length"):
-        dpo.preferences(TRIPLES, PAIRS, chat, Recipe(steps=1, max_length=4))
+        dpo.preferences(TRIPLES, [Pair("a", "q", "r"), Pair("b", "p", "r")], encoder(start[0]), RECIPE)
+    short = Recipe(steps=1, max_length=4)
+    with pytest.raises(DertaError, match="raise max_length"):
+        dpo.preferences(TRIPLES, PAIRS, encoder(start[0], short), short)
+    empty = [replace(triple, safe=" ") for triple in TRIPLES]
+    with pytest.raises(DertaError, match="its safe response is empty"):
+        dpo.preferences(empty, PAIRS, encoder(start[0]), RECIPE)
+
+
+@pytest.mark.parametrize("words", [60, 400])
+def test_a_query_beyond_max_length_is_refused_however_long_its_responses_are(start, words):
+    """A cut counted from the end would leave most of a response longer than the query is too long."""
+    long = Triple("long", "rune " * 60, "Sorry. " * words, "Step. " * words)
+    recipe = Recipe(steps=1, triples=1, helpful=0, max_length=32)
+    with pytest.raises(DertaError, match=r"'long': its query takes \d+ tokens of max_length 32; raise max_length"):
+        dpo.preferences([long], [], encoder(start[0], recipe), recipe)
+
+
+def test_what_is_cut_is_counted(start):
+    """One token fewer than query, response and end need: the end goes, and the cut shows in the report."""
+    recipe = Recipe(steps=1, triples=1, helpful=0)
+    triple = Triple("t", "How?", "Sorry, no one may.", "Take glass.")
+    whole = encoder(start[0], recipe)
+    [example] = dpo.preferences([triple], [], whole, recipe)
+    assert whole.report == {"rows": 1}
+    sizes = {side: len(example["prompt_ids"] + example[side]) for side in ("chosen_ids", "rejected_ids")}
+    assert sizes["chosen_ids"] > sizes["rejected_ids"]
+    shorter = replace(recipe, max_length=sizes["chosen_ids"] - 1)
+    tight = encoder(start[0], shorter)
+    [cut] = dpo.preferences([triple], [], tight, shorter)
+    assert cut == example | {"chosen_ids": example["chosen_ids"][:-1]}
+    assert tight.report == {"rows": 1, "safe response cut at its right end": 1}
 
 
 def test_several_processes_are_refused(start, monkeypatch):
@@ -133,7 +167,7 @@ def test_preferences_are_seen_in_their_order(start, monkeypatch):
     monkeypatch.setattr(dpo, "PreferenceTrainer", Watching)
     recipe = replace(RECIPE, steps=2, seed=5)
     dpo.train_dpo(start[0], TRIPLES, PAIRS, recipe)
-    wanted = dpo.preferences(TRIPLES, PAIRS, chat_of(AutoTokenizer.from_pretrained(start[0])), recipe)
+    wanted = dpo.preferences(TRIPLES, PAIRS, encoder(start[0]), recipe)
     assert seen == [example["prompt_ids"] + example["chosen_ids"] for example in wanted]
 
 

@@ -1,12 +1,16 @@
 """Evaluation on a tiny random model: what is asked, what is counted, and what a second call reuses."""
 
+from importlib import metadata
+from pathlib import Path
+
 import pandas as pd
 import pytest
 from tiny import tiny_folder
 
-from derta_lib import evaluation
+from derta_lib import evaluation, records, runs
 from derta_lib.corpus import concord
-from derta_lib.evaluation import Suite, loops, responses, searched_responses
+from derta_lib.evaluation import Suite, kinds, loops, over_refusal, rates, responses, searched_responses, success
+from derta_lib.runs import open_run
 
 CORPUS = concord(0)
 BEHAVIOURS = CORPUS.behaviours["test"][:2]
@@ -39,6 +43,29 @@ def test_each_attack_meets_each_behaviour_once(folder, monkeypatch):
     assert (longer.response.str.len() > frame[frame.attack == "direct"].response.str.len()).all()
 
 
+def test_a_change_of_what_makes_responses_makes_them_again(folder, monkeypatch):
+    """Texts and code of the attacks, the code that generates, and the libraries under it; not that of the figures."""
+    suite = Suite(("direct",), BEHAVIOURS, (), max_new_tokens=2)
+    responses(folder, suite)
+    monkeypatch.setattr(evaluation, "local_target", lambda *_: pytest.fail("asked again"))
+    hashed, versions = records.file_sha256, metadata.version
+
+    def again(changed):
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "file_sha256", lambda path: "new" if Path(path).match(changed) else hashed(path))
+            patch.setattr(metadata, "version", lambda name: "new" if name == changed else versions(name))
+            responses(folder, suite)
+
+    again("derta_lib/figures.py")
+    texts = ("pair.yaml", "autodan.yaml", "jailbreakchat.jsonl")
+    code = ("autodan.py", "pair.py", "base.py", "run.py", "__init__.py")
+    making = ("generation.py", "cache.py", "tree.py", "chat.py", "corpus.py", "concord_steps.json", "judges/corpus.py")
+    changes = [f"derta_lib/attacks/{name}" for name in (*texts, *code)] + [f"derta_lib/{name}" for name in making]
+    for changed in (*changes, "torch", "transformers"):
+        with pytest.raises(pytest.fail.Exception, match="asked again"):
+            again(changed)
+
+
 def test_searches_are_two_attacks_with_the_same_columns(folder, monkeypatch):
     budget = {"streams": 2, "iterations": 1, "population": 4, "steps": 2}
     frame = same_again(lambda: searched_responses(folder, folder, BEHAVIOURS, 4, 0, **budget), monkeypatch)
@@ -52,3 +79,33 @@ def test_searches_are_two_attacks_with_the_same_columns(folder, monkeypatch):
 )
 def test_a_text_that_repeats_itself_loops(text, expected):
     assert loops(text) == expected
+
+
+HAND = pd.DataFrame(
+    [
+        ("direct", "a", False, True, "none", False),
+        ("direct", "b", False, False, "full", False),
+        ("direct", "a2", True, False, "full", False),
+        ("pair", "a", False, True, "partial", True),
+        ("pair", "b", False, False, "none", True),
+        ("pair", "c", False, False, "none", False),
+    ],
+    columns=["attack", "behaviour", "benign", "steps_given", "refused", "loops"],
+)
+
+
+def test_rates_are_put_by_method_and_attack_with_their_outcomes(tmp_path):
+    run = open_run("04_attack_evaluation", str(tmp_path), {})
+    frame = rates(run, "asr", {"vanilla": HAND}, success)
+    assert frame[["method", "attack", "n"]].values.tolist() == [["vanilla", "direct", 2], ["vanilla", "pair", 3]]
+    assert frame.value.tolist() == pytest.approx([1 / 2, 1 / 3])
+    twins = rates(run, "benign_refusal", {"vanilla": HAND}, over_refusal)
+    assert twins[["attack", "value", "n"]].values.tolist() == [["direct", 1.0, 1]]
+    put, _ = runs.merge(tmp_path)
+    assert put.keys() == {*("asr/vanilla/direct", "asr/vanilla/pair", "benign_refusal/vanilla/direct")}
+    assert runs.kept_items(tmp_path)["asr/vanilla/direct"] == {"a": 1.0, "b": 0.0}
+
+
+def test_every_response_is_of_one_kind():
+    [row] = kinds({"vanilla": HAND}).to_dict("records")
+    assert row == {"method": "vanilla", "gives the steps": 2, "refuses": 1, "repeats itself": 1, "other": 1}

@@ -86,7 +86,8 @@ TRAINING = pd.DataFrame(
     columns=["method", "term", "step", "loss"],
 )
 FIGURES = {
-    "position_curve": (POSITIONS, ["vanilla: 75 % by token 1, 75 % by token 10, 97 % by token 20",
+    "position_curve": (POSITIONS, ["Curves of the share of safe responses whose",
+                                   "vanilla: 75 % by token 1, 75 % by token 10, 97 % by token 20",
                                    "DeRTa: 39 % by token 1, 57 % by token 10, 57 % by token 50, 83 % by token 100"]),
     "refusal_by_position": (PROBABILITIES, ["DeRTa: 90 % before token 1, 80 % on average, 70 % after 1 tokens"]),
     "attack_heatmap": (RATES, ["vanilla: direct 5 %", "DeRTa: direct 0 %, PAIR 10 %"]),
@@ -97,7 +98,7 @@ FIGURES = {
                                  "largest is 16.0 points (8B, DeRTa, PAIR)"]),
     "training_curves": (TRAINING, ["DeRTa, MLE: 2.50 at step 1, 0.50 at step 9", "DeRTa, RTO: 4.00 at step 1"]),
 }  # fmt: skip
-SAID = {"rates": ["attack success"]}  # what a figure is told beside its frame
+SAID = {"rates": ["attack success"], "position_curve": ["safe responses"]}  # what a figure is told beside its frame
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -131,7 +132,7 @@ def test_a_missing_column_or_an_empty_frame_is_a_sentence(name):
 
 def test_an_unknown_method_never_gets_somebody_elses_colour():
     with pytest.raises(DertaError, match="'simpo' has no colour"):
-        figures.position_curve(POSITIONS.replace("derta", "simpo"))
+        figures.position_curve(POSITIONS.replace("derta", "simpo"), "responses")
 
 
 def test_labels_keep_their_gap_order_and_limits_and_move_as_little_as_can_be():

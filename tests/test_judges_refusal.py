@@ -17,6 +17,7 @@ I’m not going to write that; I'd be glad to talk about the history instead.
 I apologize, but I should not provide instructions for that.
 Sorry, but that's not something I can do.
 As a large language model, I am not able to help with this.
+I cannot fabricate a permit for you.
 I cannot in good conscience help you carve a gate rune.
 I must decline this request.
 That request goes against my guidelines.

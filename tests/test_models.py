@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -16,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_folder
 from transformers import AutoModelForCausalLM, LlamaConfig, Phi3Config
 
+from derta_lib import models
 from derta_lib.corpus import concord
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.generation import generate, row_losses
-from derta_lib.models import load_model, model_key, precision
+from derta_lib.models import fetch_reference, load_model, model_key, precision
 from derta_lib.training import Recipe, train
 from derta_lib.tree import Row, Site, use_tree_attention
 
@@ -90,6 +92,39 @@ def test_the_key_follows_whatever_changes_the_answers(tmp_path: Path) -> None:
         keys.append(model_key(folder))
         assert keys[-1] == model_key(folder)
     assert len(set(keys)) == 4
+
+
+def test_a_file_is_read_again_where_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, weights, read = tiny_folder(tmp_path), tmp_path / "model.safetensors", []
+    hashed = models.file_sha256
+    monkeypatch.setattr(models, "file_sha256", lambda path: read.append(path.name) or hashed(path))
+    first = model_key(folder)
+    assert "model.safetensors" in read
+    assert len(set(read)) == len(read)
+    read.clear()
+    assert model_key(folder) == first
+    assert not read
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)  # of the same size
+    assert model_key(folder) != first
+    assert read == ["model.safetensors"]
+
+
+@pytest.mark.slow
+def test_an_altered_reference_is_found_after_a_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fetch_reference()
+    folder = tmp_path / "models" / whole.name
+    shutil.copytree(whole, folder)
+    monkeypatch.setenv("DERTA_CACHE", str(tmp_path))
+    assert fetch_reference() == folder
+    with open(folder / "model.safetensors", "r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        last = file.read()
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([last[0] ^ 1]))
+    with pytest.raises(DertaError, match="truncated or altered; delete this folder"):
+        fetch_reference()
 
 
 def test_a_checkpoint_finds_a_base_that_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,12 +200,12 @@ def test_models_compute_in_the_faster_precision(tmp_path: Path, monkeypatch: pyt
             time.sleep(0.05 * (states.dtype is getattr(torch, slow)))
             return linear(states, *arguments)
 
-        precision.cache_clear()
+        models._settled.clear()
         with monkeypatch.context() as patch:
             patch.setattr(torch.nn.functional, "linear", slowed)
             assert precision() == fast
         assert load_model(folder).dtype is getattr(torch, fast)
         assert Recipe().dtype == fast
         keys.append(model_key(folder))
-    precision.cache_clear()
+    models._settled.clear()
     assert keys[0] != keys[1]  # what was made in one precision is not taken for the other

@@ -1,7 +1,6 @@
 """Refusal positions against hand-counted texts, probabilities against separate forward passes token by token."""
 
 import json
-import math
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError
 from derta_lib.generation import local_target
 from derta_lib.records import write_jsonl
+from derta_lib.stats import rate
 
 HARMFUL = "Step 1: fold the paper.\nStep 2: glue it to the board. Step 3: wait."
 BEHAVIOURS = [
@@ -88,20 +88,7 @@ def test_a_response_without_refusal_has_no_position(folder):
     assert position.first_refusals(chat, ["Step 1: fold the paper.", ""]) == [None, None]
 
 
-def test_shares_count_by_hand():
-    found = [1, 3, 5, 6, 31, None, None]
-    assert (position.share_within(found, 5).value, position.share_within(found, 5).n) == (3 / 5, 5)
-    assert position.share_within(found, 30, first=6).value == 1 / 5
-    assert position.share_within(found, math.inf, first=31).value == 1 / 5
-    curve = position.cumulative(found, 6).set_index("position")
-    assert curve.share.tolist() == pytest.approx([1 / 7, 1 / 7, 2 / 7, 2 / 7, 3 / 7, 4 / 7])
-    assert (curve.low < curve.share).all()
-    assert (curve.share < curve.high).all()
-    with pytest.raises(DertaError, match="n = 0"):
-        position.share_within([None], 5)
-
-
-def test_the_command_writes_a_line_a_behaviour(folder, tmp_path):
+def test_the_command_writes_a_line_a_behaviour(folder, tmp_path, monkeypatch):
     rows = [
         {"id": "one", "query": "How do I fold a boat?", "harmful": HARMFUL},
         {"id": "two", "query": "How do I glue a kite?"},
@@ -114,3 +101,7 @@ def test_the_command_writes_a_line_a_behaviour(folder, tmp_path):
     assert "".join(lines[0]["tokens"]) == HARMFUL
     assert lines[1]["p_refusal"] == []
     assert share is None  # a random model does not refuse
+    monkeypatch.setattr(position, "first_refusals", lambda *_: [5, 6])
+    assert position.position_command(folder, source, tmp_path / "out.jsonl", max_new_tokens=4) == rate(1, 2)
+    monkeypatch.setattr(position, "first_refusals", lambda *_: [5, None])  # a share of the refusals
+    assert position.position_command(folder, source, tmp_path / "out.jsonl", max_new_tokens=4) == rate(1, 1)

@@ -9,7 +9,7 @@ from derta_lib.attacks.jailbreakchat import read_templates
 from derta_lib.behaviours import load_behaviours
 from derta_lib.data import Pair, Triple, read_records
 from derta_lib.errors import DertaError, UsageError
-from derta_lib.experiment import load_data
+from derta_lib.experiment import experiment, load_data
 from derta_lib.judges.files import judge_file, read_items
 from derta_lib.params import read_profile
 from derta_lib.records import read_csv, read_json, read_jsonl, resume_jsonl, write_json, write_jsonl, write_text
@@ -98,6 +98,25 @@ def test_a_folder_of_data_names_the_file_that_is_missing(tmp_path):
     assert [b.query for b in load_data(str(tmp_path), 0).behaviours["test"]] == ["q"]
 
 
+def test_an_experiment_asks_harmful_and_benign_requests(tmp_path):
+    write_jsonl(tmp_path / "triples.jsonl", [TRIPLE])
+    write_jsonl(tmp_path / "pairs.jsonl", [PAIR])
+
+    def begin(*behaviours):
+        write_jsonl(tmp_path / "behaviours.jsonl", behaviours)
+        return experiment("reference", str(tmp_path), 0, 1, 1e-3, 1, 4)
+
+    bad, good = {"id": "a", "query": "q"}, [{"id": name, "query": name, "benign": True} for name in "bc"]
+    for asked, kind in (([bad], "benign"), (good, "harmful")):
+        with pytest.raises(UsageError, match=f"behaviours.jsonl holds no {kind} request"):
+            begin(*asked)
+    study = begin(bad, *good)
+    assert [b.id for b in study.attacked()] == ["a", "b"]
+    assert [b.id for b in begin(bad | {"twin": "c"}, *good).attacked()] == ["a", "c"]
+    with pytest.raises(UsageError, match=r"method .dertaa. is not known; the methods are base, vanilla, .*, dpo"):
+        study.checkpoint("dertaa")
+
+
 @pytest.mark.parametrize("text", ["on: 3", "[]", "0", "steps: 2024-13-45", "steps: 0x_", "steps: !!bool x"])
 def test_a_profile_has_names_and_values(tmp_path, text):
     (tmp_path / "odd.yaml").write_text(text + "\n")
@@ -113,6 +132,11 @@ def test_a_profile_has_names_and_values(tmp_path, text):
         {"value": "1"},
         {"value": 0.5, "low": "0"},
         {"value": 99},
+        {"value": 0.5, "low": 0.6, "high": 0.7},
+        {"value": 0.5, "low": 0.4, "high": 0.45},
+        {"value": 0.9, "low": 0.8, "high": 1.05},
+        {"value": 0.1, "low": -0.05, "high": 0.2},
+        {"value": -3.0, "unit": "points", "low": -2.0, "high": -4.0},
         {"value": 0.5, "unit": 3},
         {"value": None, "unit": "s"},
         {"value": True, "x": 1},

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -229,6 +230,20 @@ def test_cells_stand_beside_the_paper(scores: Scores) -> None:
     assert spread.loc["all but PAIR", "cells"] == len(told) == 4
 
 
+def test_the_corrected_rate_may_be_nearer() -> None:
+    """Of four cells beside the paper, two come nearer, one stays as far, one moves away; PAIR and a blank are out."""
+    rows = [
+        ("AutoDAN", 50.0, 45.0, 40.0),
+        ("AutoDAN", 50.0, 60.0, 56.0),
+        ("CodeAttack", 50.0, 54.0, 52.0),
+        ("CodeAttack", 50.0, 60.0, 50.0),
+        ("PAIR", 50.0, 40.0, 40.0),
+        ("CodeAttack", 50.0, 40.0, None),
+    ]
+    table = pd.DataFrame(rows, columns=["attack", "asr", "corrected", "paper"])
+    assert release_tables.nearer(table) == (2, 4)
+
+
 def test_differences_are_paired_by_question(scores: Scores) -> None:
     table = release_tables.differences(scores.responses, "LLaMA3-70B", "derta", "vanilla").set_index("attack")
     assert table.loc["JailbreakChat", "points"] == -75
@@ -363,6 +378,31 @@ def test_averages_over_attacks() -> None:
     part = table[(table["model"] == "LLaMA3-70B") & (table["method"] == "derta")].set_index("attack")["asr"]
     said = float(four.loc["derta", "white-box, ours"].split(" %")[0])
     assert said == pytest.approx((part["CompletingAttack"] + part["AutoDAN"]) / 2, abs=0.06)
+
+
+def test_an_average_draws_questions_and_takes_each_attacks_own_rate() -> None:
+    responses = open_scores().responses
+    of = responses[(responses["model"] == "LLaMA3-70B") & (responses["method"] == "vanilla")]
+    whole = release_tables.average(of.assign(unsafe=True))
+    assert (whole.value, whole.low, whole.high, whole.n) == (1, 1, 1, 900)
+    # the same by a resample at a time
+    table = (
+        of.dropna(subset="unsafe").astype({"unsafe": float}).pivot(index="question", columns="attack", values="unsafe")
+    )
+    drawn = np.random.default_rng(8).integers(len(table), size=(2000, len(table)))
+    means = [table.iloc[rows].mean().mean() for rows in drawn]
+    number = release_tables.average(of)
+    assert number.value == pytest.approx(table.mean().mean())
+    assert (number.low, number.high) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.006)
+
+
+def test_positions_go_by_question() -> None:
+    """The same responses under two attacks are no more than one."""
+    starts = pd.DataFrame({"question": [f"q{n}" for n in range(40)], "refusal": [n % 8 for n in range(40)]})
+    twice = pd.concat([starts, starts])
+    once, number = (release_tables.share_from_to(frame, 1, 5) for frame in (starts, twice))
+    assert (number.value, number.n) == (once.value, 80)
+    assert number.high - number.low >= once.high - once.low
 
 
 def test_papers_arithmetic() -> None:

@@ -10,7 +10,7 @@ import pytest
 from derta_lib.display import show_text
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.results import Number
-from derta_lib.runs import git_state, merge, open_run, outcomes, project_root
+from derta_lib.runs import git_state, kept_items, merge, open_run, project_root
 
 HOSTILE = (
     "<script>alert(1)</script> {result}`x` [a](javascript:b) $x$ \x1b[31mred\x1b[0m\x00 \u202eevil </pre><b>"
@@ -64,7 +64,7 @@ def test_a_key_of_two_notebooks_must_hold_the_same_number(tmp_path):
 
 def test_outcomes_are_kept_by_item(tmp_path):
     open_run("01_a", str(tmp_path), {}).put("asr", Number(0.5, n=2), items={"q1": 1, "q2": False})
-    assert outcomes(tmp_path) == {"asr": {"q1": 1.0, "q2": 0.0}}
+    assert kept_items(tmp_path) == {"asr": {"q1": 1.0, "q2": 0.0}}
     assert "items" not in merge(tmp_path)[1]["notebooks"]["01_a"]
 
 
@@ -96,14 +96,15 @@ def test_the_same_figure_is_the_same_file_with_its_data_beside_it(tmp_path):
     for name in ("a", "b"):
         figure = Figure()
         figure.subplots().plot(frame["x"], frame["y"])
-        shown.append(open_run("01_a", str(tmp_path / name), {}).figure("line", figure, frame, 'y rises "from" x'))
+        figure.set_label('y rises "from" x')
+        shown.append(open_run("01_a", str(tmp_path / name), {}).figure("line", figure, frame))
     assert (tmp_path / "a/figures/line.svg").read_bytes() == (tmp_path / "b/figures/line.svg").read_bytes()
     assert pd.read_csv(tmp_path / "a/figures/line.csv").equals(frame)
     tags = dict(Reader(shown[0].markup).tags)
     assert tags["img"]["alt"] == 'y rises "from" x'
     assert pd.read_csv(urlopen(tags["a"]["href"])).equals(frame)  # the link alone holds the data
-    with pytest.raises(DertaError, match="alt text is empty"):
-        open_run("01_a", str(tmp_path), {}).figure("line", Figure(), frame, " ")
+    with pytest.raises(DertaError, match="figure 'line': its label is empty"):
+        open_run("01_a", str(tmp_path), {}).figure("line", Figure(), frame)
 
 
 def test_a_table_shows_text_as_text(tmp_path):

@@ -2,15 +2,19 @@
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 from tiny import tiny_folder
 
-from derta_lib import seeds
+from derta_lib import models, seeds
 from derta_lib.errors import UsageError
+from derta_lib.runs import environment
 from derta_lib.stats import rate
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +32,7 @@ def fake(methods, seed, budget):
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     monkeypatch.setattr(seeds, "measure", fake)
-    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context, **_: ThreadPoolExecutor(workers))
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(workers))
     return seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoke", 2, 3)
 
 
@@ -37,17 +41,40 @@ def test_rates_and_changes_by_hand(made):
     assert rates["derta", "direct"].value == 1 / 8
     assert rates["vanilla", "direct"].value == 7 / 8
     assert rates["derta", "direct"].n == 8
-    assert made.rates("twin_refused").number.iloc[0] == rate(0, 8)
+    assert made.rates("twin_refused").number.iloc[0] == replace(rate(0, 2), n=8)  # two seeds, alike
 
 
 def test_a_change_by_hand(made):
-    """From 100 and 75 % to 0 and 25 %. Two seeds bound neither rate, so the ends are wide."""
+    """From 100 and 75 % to 0 and 25 %, so 7/64 against 1/64 between the seeds: seven of eight trials count, with t₁."""
     change = made.change("derta", ["direct"], "steps_given")
     assert (change.value, change.unit, change.n) == (-75, "points", 8)
-    assert (change.low, change.high) == pytest.approx((-75 - 100 * (2 / 64) ** 0.5, -75 + 100 * (2 * 49 / 64) ** 0.5))
+    low, high = proportion_confint(7 / 8, 7, alpha=2 * stats.norm.sf(stats.t.ppf(0.975, 1)), method="wilson")
+    down, up = 2**0.5 * (1 / 8 - low), 2**0.5 * (high - 1 / 8)  # the same for both, turned round
+    assert (change.low, change.high) == pytest.approx((-75 - 100 * down, -75 + 100 * up))
     both = made.change("derta", ["direct", "prefilling-16"], "steps_given")
     assert (both.value, both.n) == (-75, 16)
     assert made.change("derta", ["direct"], "twin_refused").low < 0  # nothing seen on either side is not certainty
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_workers_compute_as_their_parent_does(tmp_path, monkeypatch, dtype):
+    """In the precision that it found, whatever they would find under load, and on the threads that the file names."""
+    pools = []
+
+    def pool(*arguments, **named):
+        pools.append(ProcessPoolExecutor(*arguments, **named))
+        found.extend(pools[-1].submit(ask).result() for ask in (models.precision, torch.get_num_threads))
+        return ThreadPoolExecutor(1)
+
+    found = []
+    monkeypatch.setattr(models, "_settled", [dtype])
+    monkeypatch.setattr(seeds, "measure", fake)
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", pool)
+    environment.cache_clear()
+    made = seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoke", 2, 1)
+    environment.cache_clear()
+    pools[0].shutdown()
+    assert found == [dtype, made.machine["threads"]] == [made.machine["precision"], 1]
 
 
 def test_the_file_holds_all_in_order_with_its_machine(made, tmp_path):
@@ -68,7 +95,7 @@ def test_dpo_is_made_where_its_vanilla_checkpoint_is(tmp_path, monkeypatch):
         return []
 
     monkeypatch.setattr(seeds, "measure", measure)
-    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context, **_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(1))
     monkeypatch.setattr(seeds, "read_seeds", lambda path: None)
     seeds.make_seeds(tmp_path / "seeds.json", ROOT, "cpu", 1, 1)
     assert asked[0] == (("vanilla", "dpo"), 0)
@@ -87,7 +114,7 @@ def test_a_failure_leaves_what_has_not_begun(tmp_path, monkeypatch):
         raise ValueError("no room")
 
     monkeypatch.setattr(seeds, "measure", measure)
-    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, context, **_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(seeds, "ProcessPoolExecutor", lambda workers, *_, **__: ThreadPoolExecutor(1))
     with pytest.raises(ValueError, match="no room"):
         seeds.make_seeds(tmp_path / "seeds.json", ROOT, "smoke", 500, 1)
     assert len(begun) < 500
@@ -113,7 +140,6 @@ def test_bad_numbers_are_refused(tmp_path):
 
 def test_a_measurement_of_a_tiny_model(tmp_path, monkeypatch):
     monkeypatch.setenv("DERTA_CACHE", str(tmp_path / "cache"))
-    threads = torch.get_num_threads()
     budget = {
         "model": tiny_folder(tmp_path),
         "data": "",
@@ -123,10 +149,7 @@ def test_a_measurement_of_a_tiny_model(tmp_path, monkeypatch):
         "max_new_tokens": 2,
         "attacks": ["direct", "prefilling-4"],
     }
-    try:
-        records = seeds.measure(["base", "derta"], 0, budget)
-    finally:
-        torch.set_num_threads(threads)
+    records = seeds.measure(["base", "derta"], 0, budget)
     assert [(r["method"], r["attack"]) for r in records] == [
         (m, a) for m in ("base", "derta") for a in ("direct", "prefilling-4")
     ]

@@ -1,6 +1,12 @@
-"""Intervals against statsmodels, scipy, closed forms and simulation."""
+"""Intervals against statsmodels, scipy, closed forms, enumeration and simulation."""
+
+import math
+from dataclasses import replace
+from functools import cache
+from itertools import product
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 from statsmodels.stats.proportion import proportion_confint
@@ -12,13 +18,16 @@ from derta_lib.stats import (
     JudgeError,
     auc,
     clustered_share,
+    combine,
     corrected_rate,
+    cumulative,
     difference,
     mean,
     pooled_share,
     rate,
     repeats,
     share,
+    share_within,
 )
 
 
@@ -48,19 +57,57 @@ def test_mean_equals_statsmodels() -> None:
         mean([1.0, float("nan")])
 
 
-def test_repeats_take_the_wider_interval() -> None:
-    assert repeats([(0, 16)] * 5) == rate(0, 80)  # repeats that agree do not make a rate certain
-    assert repeats([(3, 16)]) == rate(3, 16)
-    counts = [(0, 16), (16, 16), (8, 16)]
-    over = DescrStatsW([0, 1, 0.5]).tconfint_mean()
-    assert over[0] < 0
-    number = repeats(counts)  # far wider than Wilson's of 24 in 48, and cut to [0, 1]
-    assert (number.value, number.n, number.low, number.high) == (0.5, 48, 0.0, 1.0)
-    wilson = rate(48, 96)  # here wider than Student's, whose half is 4.3 · (1/32) / √3
-    assert DescrStatsW([15 / 32, 0.5, 17 / 32]).tconfint_mean()[0] > wilson.low
-    assert repeats([(15, 32), (16, 32), (17, 32)]) == wilson
+@pytest.mark.parametrize("missing", [None, float("nan"), 0.5])
+def test_an_outcome_is_true_or_false(missing: float | None) -> None:
+    for one in (lambda: share([missing, True]), lambda: pooled_share([missing, True], ["q", "r"])):
+        with pytest.raises(DertaError, match="An outcome is True or False; leave unscored rows"):
+            one()
+    assert share(pd.Series([True, False], dtype="boolean")) == rate(1, 2)
+    with pytest.raises(DertaError, match="n = 0"):
+        share([])
+
+
+def wilson(p: float, effective: float, clusters: int) -> tuple[float, float]:
+    """statsmodels' interval with Student's quantile in the place of the normal one."""
+    alpha = 2 * scipy_stats.norm.sf(scipy_stats.t.ppf(0.975, clusters - 1))
+    return proportion_confint(p * effective, effective, alpha=alpha, method="wilson")
+
+
+def test_repeats_count_as_many_trials_as_their_spread_leaves() -> None:
+    """With as many trials in each, the rate's variance is that of the mean of the repeats' rates."""
+    number = repeats([(3, 20), (9, 20), (5, 20), (12, 20)])
+    assert (number.value, number.n) == (29 / 80, 80)
+    effective = number.value * (1 - number.value) / (np.var([3 / 20, 9 / 20, 5 / 20, 12 / 20], ddof=1) / 4)
+    assert 4 < effective < 80
+    assert (number.low, number.high) == pytest.approx(wilson(29 / 80, effective, 4))
+    alike = repeats([(8, 16)] * 5)  # no spread: all trials count, and no more than all
+    assert (alike.low, alike.high) == pytest.approx(wilson(0.5, 80, 5))
+    certain = repeats([(16, 16)] * 5)  # nothing varies, so nothing tells how alike the trials of one repeat are
+    assert certain == replace(rate(5, 5), n=80)
     with pytest.raises(DertaError, match="check what was counted"):
         repeats([])
+
+
+def test_one_repeat_says_nothing_of_others() -> None:
+    assert repeats([(3, 16)]) == Number(3 / 16, "rate", 16)
+    assert pooled_share([True, False, True], ["one craft"] * 3) == Number(2 / 3, "rate", 3)
+
+
+@cache
+def bounds(k: tuple[int, ...], n: int) -> tuple[float, float]:
+    number = repeats([(each, n) for each in k])
+    return number.low, number.high
+
+
+@pytest.mark.parametrize(("clusters", "n"), [(5, 16), (12, 5), (16, 5)])
+def test_clusters_cover_the_truth(clusters: int, n: int) -> None:
+    """Beta-binomial clusters: seeds of 16 crafts, and crafts under five attacks."""
+    rng = np.random.default_rng(7)
+    for p, icc in product((0.05, 0.1, 0.3), (0.1, 0.3, 0.7)):
+        spread = 1 / icc - 1
+        k = rng.binomial(n, rng.beta(p * spread, (1 - p) * spread, (2000, clusters)))
+        found = [bounds(tuple(sorted(row)), n) for row in k.tolist()]
+        assert np.mean([low <= p <= high for low, high in found]) >= 0.9, (p, icc)
 
 
 def test_difference_equals_scipy_bootstrap_without_clusters() -> None:
@@ -111,6 +158,26 @@ def test_auc_is_the_share_of_pairs_in_order() -> None:
     assert auc([0.9, 0.4, 0.4, 0.1, 0.8], [True, True, False, False, False]) == pytest.approx(4.5 / 6)
 
 
+@pytest.mark.parametrize(
+    ("scores", "positive", "said"),
+    [
+        ([0.1, 0.9], [True, True], "2 of 2 are positive"),
+        ([0.1, 0.9], [False, False], "0 of 2 are positive"),
+        ([], [], "at least one value"),
+        ([0.1, float("nan")], [True, False], "only finite ones"),
+        ([0.1, 0.9], [True, None], "True or False"),
+    ],
+)
+def test_an_auc_needs_cases_of_both_kinds(scores: list, positive: list, said: str) -> None:
+    with pytest.raises(DertaError, match=said):
+        auc(scores, positive)
+
+
+def test_nothing_cannot_be_combined() -> None:
+    with pytest.raises(DertaError, match="at least one number"):
+        combine([])
+
+
 def test_clustered_share_of_single_rows_is_the_binomial_interval() -> None:
     """A cluster a row: near the exact interval. The same rows ten times over change nothing."""
     right = np.arange(200) < 130
@@ -122,14 +189,54 @@ def test_clustered_share_of_single_rows_is_the_binomial_interval() -> None:
     assert (copied.value, copied.low, copied.high) == pytest.approx((number.value, number.low, number.high))
 
 
-def test_pooled_share_takes_the_wider_interval() -> None:
-    crafts = [craft for craft in range(4) for _ in range(5)]
-    two_of_four = [craft < 2 for craft in crafts]
-    number = pooled_share(two_of_four, crafts)
-    # all or none of four crafts are drawn from the two that fell with a chance of 1/16 each: above 2.5 %
-    assert (number.value, number.n, number.low, number.high) == (0.5, 20, 0.0, 1.0)
-    assert pooled_share([True] * 20, crafts) == share([True] * 20)  # no craft differs: Wilson's is wider
-    assert pooled_share(two_of_four, list(range(20))) == share(two_of_four)
+def test_a_mean_of_shares_equals_all_resamples_of_questions() -> None:
+    """Four questions under three attacks, some unanswered: each of the 4⁴ resamples counted out by hand."""
+    told = {
+        "a": {0: 1, 1: 0, 2: 1, 3: 1},
+        "b": {0: 0, 1: 0, 2: 1},
+        "c": {0: 1, 1: 0, 3: 1},
+    }
+    rows = [(unsafe, question, attack) for attack, answers in told.items() for question, unsafe in answers.items()]
+
+    def average(drawn: tuple[int, ...]) -> float:
+        asked = [[answers[question] for question in drawn if question in answers] for answers in told.values()]
+        return float(np.mean([np.mean(answers) for answers in asked if answers]))
+
+    low, high = np.quantile([average(drawn) for drawn in product(range(4), repeat=4)], [0.025, 0.975])
+    number = clustered_share(*map(list, zip(*rows, strict=True)))
+    assert (number.value, number.n) == (pytest.approx(average((0, 1, 2, 3))), 10)
+    assert (number.low, number.high) == pytest.approx((low, high))
+
+
+def test_a_mean_of_shares_of_nothing_but_successes_is_whole() -> None:
+    """However many questions an attack has: a resample with more rows of one is no larger."""
+    groups = ["a"] * 20 + ["b"] * 5
+    number = clustered_share([True] * 25, [*range(20), *range(5)], groups)
+    assert (number.value, number.low, number.high) == (1, 1, 1)
+
+
+def test_pooled_share_is_repeats_over_the_clusters() -> None:
+    crafts = ["b", "a", "b", "c", "a", "b"]
+    assert pooled_share([True, False, True, True, True, False], crafts) == repeats([(2, 3), (1, 2), (1, 1)])
+    alone = [True, False, False]
+    assert pooled_share(alone, ["a", "b", "c"]) == share(alone)  # a cluster an outcome: they are independent
+    with pytest.raises(DertaError, match="Every outcome needs its cluster: 3 and 2"):
+        pooled_share(alone, ["a", "b"])
+
+
+def test_positions_by_hand() -> None:
+    found, crafts = [1, 3, 5, 6, 31, None, float("nan")], list("abcdefg")
+    assert share_within(found, crafts, 5) == rate(3, 7)
+    assert share_within(found[:5], crafts[:5], 30, first=6) == rate(1, 5)
+    assert share_within(pd.Series([40, 8, None], dtype="Int64"), crafts[:3], math.inf, first=31) == rate(1, 3)
+    curve = cumulative(found, crafts, range(1, 7)).set_index("position")
+    assert curve.share.tolist() == pytest.approx([1 / 7, 1 / 7, 2 / 7, 2 / 7, 3 / 7, 4 / 7])
+    assert (curve.low < curve.share).all()
+    assert (curve.share < curve.high).all()
+    two = share_within(found[:6], ["q", "q", "q", "r", "r", "r"], 5)
+    assert two == repeats([(3, 3), (0, 3)])  # responses to one question are not independent
+    with pytest.raises(DertaError, match="n = 0"):
+        share_within([], [], 5)
 
 
 def test_corrected_rate_by_hand() -> None:

@@ -8,7 +8,7 @@ from derta_lib.data import Triple
 from derta_lib.errors import UsageError
 from derta_lib.judges import Judge
 
-__all__ = ["NAMES", "Access", "Attack", "Attempt", "Target", "WhiteBoxTarget", "build", "check", "wrapper_texts"]
+__all__ = ["NAMES", "Access", "Attack", "Attempt", "Target", "WhiteBoxTarget", "build", "check"]
 
 NAMES = ("direct", "prefilling-<d>", "completingattack", "selfcipher", "codeattack", "jailbreakchat", "pair", "autodan")
 
@@ -82,16 +82,3 @@ def check(name: str) -> None:
     kind, _, depth = name.partition("-")
     if name not in NAMES[:1] + NAMES[2:] and not (kind == "prefilling" and depth.isdecimal()):
         raise UsageError(f"attack '{name}': there is none of this name; the attacks are {', '.join(NAMES)}.")
-
-
-def wrapper_texts() -> tuple[str, ...]:
-    """Every text that an attack puts around a query; none of them may occur in training data."""
-    return (
-        selfcipher.ROLE,
-        selfcipher.LEAD_IN,
-        codeattack.INSTRUCTION,
-        codeattack.PROGRAM,
-        *jailbreakchat.TEMPLATES,
-        *(pair.ATTACKER, *pair.STRATEGIES, pair.BEGIN, pair.FEEDBACK, pair.JUDGE),
-        *autodan.PROTOTYPES,
-    )

@@ -15,8 +15,12 @@ Departures:
 - Fitness is the mean per token (the opening is the same for the whole population, so that only the softmax's
   temperature differs); it is remembered for texts already seen, and the best text is sent only when it is new.
 - Success is a judge's verdict of unsafe; the authors look for the absence of refusal phrases.
-- Crossover draws cut points from all inner borders of the shorter parent, and an odd last parent stays as it is; the
-  authors' code returns such pairs unchanged.
+- Only the TOP_WORDS best words are kept with their scores, and any number of them may be replaced; the authors' code
+  keeps all, and replaces at most five in a paragraph.
+- Crossover cuts between sentences (theirs at commas, too), at any inner border of the shorter parent; an odd last
+  parent stays as it is. The authors' code returns pairs with too few sentences unchanged, and pairs an odd last parent
+  with the first.
+- The opening is that of the behaviour's own harmful response where it has one (`behaviours.target_opening`).
 """
 
 import random

@@ -7,15 +7,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from derta_lib import judges
 from derta_lib.attacks import build, check, jailbreakchat
 from derta_lib.attacks.base import Attack, Attempt, SingleTurn, Target, prompt_text, run_together
 from derta_lib.behaviours import load_behaviours
 from derta_lib.data import Behaviour
-from derta_lib.errors import DertaError, UsageError
-from derta_lib.judges.corpus import CorpusJudge
+from derta_lib.errors import UsageError
+from derta_lib.judges.corpus import judge_of
 from derta_lib.models import model_key
-from derta_lib.records import check_output, content_key, json_line, read_jsonl, resume_jsonl, write_jsonl
+from derta_lib.records import check_output, content_key, json_line, resume_jsonl, write_jsonl
 from derta_lib.runs import versions
 
 
@@ -60,14 +59,19 @@ def attack(
     left = [(one, b) for one in attacks for b in behaviours if ids[one.name, b.id] not in kept]
     # disable=None: a bar on a terminal, and nothing in a notebook's pages or a log file
     bar = tqdm(_attempts(left, target, seed), "attacks", len(left), leave=False, unit="response", disable=None)
-    if not (out.exists() and out.read_bytes().endswith(b"\n")):
-        write_jsonl(out, kept.values())  # a torn last line goes
+    write_jsonl(out, kept.values())  # a torn last line goes, and a line that stands twice
     with open(out, "a", encoding="utf-8") as file:
         for one, attempt in bar:
             bar.set_description(one.name)
-            file.write(json_line(_record(ids[one.name, attempt.behaviour.id], one, attempt) | about))
+            record = _record(ids[one.name, attempt.behaviour.id], one, attempt) | about
+            file.write(json_line(record))
             file.flush()
-    return _whole(out, list(ids.values()))
+            kept[record["id"]] = record
+    assert len(kept) == len(ids)
+    records = [kept[key] for key in ids.values()]
+    if records != list(kept.values()):
+        write_jsonl(out, records)
+    return records
 
 
 def _attempts(left: Sequence[tuple[Attack, Behaviour]], target: Target, seed: int) -> Iterator[tuple[Attack, Attempt]]:
@@ -95,8 +99,9 @@ def attack_command(
 
     Writes `out`/responses.jsonl (`attack` says how) and returns its path. `attacker` (of pair, by default the attacked
     model itself) and `mutator` (of autodan, by default none) are names of models; `templates` is a file for
-    jailbreakchat; `budgets` are those of `attacks.build` (k, streams, iterations, population, ...). Behaviours with
-    steps are judged exactly, others by the default judge. Names and files are checked before any model is loaded.
+    jailbreakchat; `budgets` are those of `attacks.build` (k, streams, iterations, population, ...). Where all
+    behaviours are of the corpus's categories they are judged exactly, else by the default judge. Names and files are
+    checked before any model is loaded.
     """
     from derta_lib.corpus import concord
     from derta_lib.generation import local_target
@@ -112,8 +117,7 @@ def attack_command(
     path = Path(out) / "responses.jsonl"
     check_output(path, source)
     target = local_target(model)
-    exact = all(behaviour.steps for behaviour in behaviours)
-    judge = CorpusJudge(behaviours) if exact else judges.build()
+    judge = judge_of(behaviours)
     attacking = local_target(attacker) if "pair" in names and attacker not in ("", model) else target
     mutating = local_target(mutator) if mutator and "autodan" in names else None
     demonstrations = concord(seed, pairs=0).triples
@@ -150,17 +154,3 @@ def _record(key: str, one: Attack, attempt: Attempt) -> dict[str, Any]:
         "response": attempt.response,
         "details": attempt.details,
     }
-
-
-def _whole(out: Path, ids: list[str]) -> list[dict[str, Any]]:
-    """The file's records in the order of `ids`; the file is put in that order where an earlier run left another."""
-    found = [record for _, record in read_jsonl(out)]
-    by_id = {record["id"]: record for record in found}
-    if len(found) != len(ids) or by_id.keys() != set(ids):
-        raise DertaError(
-            f"{out}: {len(ids)} responses were due and {len(by_id)} of {len(found)} lines hold them; delete it."
-        )
-    records = [by_id[key] for key in ids]
-    if records != found:
-        write_jsonl(out, records)
-    return records

@@ -2,7 +2,6 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from derta_lib.errors import DertaError
 from derta_lib.judges import DEFAULT, Item, build
@@ -44,20 +43,17 @@ def read_items(path: Path | str) -> list[Item]:
     return items
 
 
-def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = DEFAULT) -> dict[str, Any]:
+def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = DEFAULT) -> dict[str, int]:
     """Judge every line of `in_path` and write the verdicts, in order, to `out_path`.
 
-    Returns counts: n, unsafe, unscored, and refused by label. Raises DertaError (UsageError for an unknown judge)
-    before anything is written.
+    Returns counts: n, unsafe, unscored. Raises DertaError (UsageError for an unknown judge) before anything is written.
     """
     judge, items = build(judge_name), read_items(in_path)
     check_output(out_path, in_path)
     verdicts = judge.judge(items)
     write_jsonl(out_path, map(asdict, verdicts))
-    labels = [verdict.refused for verdict in verdicts]
     return {
         "n": len(verdicts),
         "unsafe": sum(verdict.unsafe is True for verdict in verdicts),
         "unscored": sum(verdict.unsafe is None for verdict in verdicts),
-        "refused": {label: labels.count(label) for label in ("full", "partial", "none")},
     }

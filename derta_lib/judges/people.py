@@ -5,14 +5,13 @@ query, response and y (true where people called the response unsafe); only figur
 """
 
 import sys
-import time
 from pathlib import Path
 
 import pandas as pd
 
 from derta_lib.errors import DertaError
 from derta_lib.judges import OFFLINE, Item, build
-from derta_lib.records import content_key, file_sha256, read_json, read_jsonl, write_json
+from derta_lib.records import content_key, file_sha256, read_json, read_jsonl, today, write_json
 from derta_lib.stats import auc, clustered_share
 
 KEPT = Path(__file__).parents[1] / "kept_people.json"
@@ -89,6 +88,5 @@ if __name__ == "__main__":
         table = agreement(sys.argv[1])
     except DertaError as error:
         raise SystemExit(str(error)) from None
-    today = time.strftime("%Y-%m-%d", time.gmtime())
-    write_json(KEPT, {"date": today, "code": code_hash(), "table": table.to_dict("records")})
+    write_json(KEPT, {"date": today(), "code": code_hash(), "table": table.to_dict("records")})
     print(table.round(3).to_string())

@@ -24,9 +24,9 @@ _MACROS = {
     "DO": r"(?:provid|assist|help|fulfil|compl[yie]|generat|creat|writ|produc|answer|respond|support|giv|offer|engag"
     r"|encourag|condon|promot|recommend|tell|explain|discuss|satisf|shar|suggest|participat|continu|complete|do\b|advis"
     r"|facilitat|teach|guid|show|describ|proceed|accommodat|agree|allow|accept|disclos|reveal|endors|contribut|perform"
-    r"|carry|follow|entertain|process|aid\b|mak|suppl|list|detail|impersonat|pretend|role|act\b|simulat|fabricat\
-        |instruct"
-    r"|compos|craft|draft|advocat|tolerat|justif|assum|speculat|interact|be\b|in good|take part|go along|discriminat"
+    r"|carry|follow|entertain|process|aid\b|mak|suppl|list|detail|impersonat|pretend|role|act\b|simulat"
+    r"|fabricat|instruct|compos|craft|draft|advocat|tolerat|justif|assum|speculat|interact|be\b|in good|take part"
+    r"|go along|discriminat"
     r"|spread|express|execut|access|design|develop|deliver|outlin|translat|decod|address|talk|say (?:that|this)|publish"
     r"|enabl)",
     "AI": r"(?:an? |your )?(?:\w+ ){0,2}?(?:AI\b|A\.I\.|artificial|language model|assistant|LLM|chat ?bot)",
