@@ -20,7 +20,7 @@ from derta_lib.models import model_key
 from derta_lib.records import cache_dir, code_key, content_key, resume_jsonl
 from derta_lib.results import Number
 from derta_lib.runs import Run
-from derta_lib.stats import pooled_share, share
+from derta_lib.stats import difference, pooled_share, share
 
 ATTACKER = {"attacker_tokens": 96, "attempts": 2}
 """PAIR's budget for one prompt in the book; the attacker's JSON about one line fits 96 tokens."""
@@ -170,6 +170,19 @@ def rates(run: Run, key: str, frames: Mapping[str, pd.DataFrame], of: Callable[[
             number = run.put(f"{key}/{method}/{name}", of(part), dict(zip(part.behaviour, held, strict=True)))
             rows.append((method, name, number.value, number.low, number.high, number.n))
     return pd.DataFrame(rows, columns=["method", "attack", "value", "low", "high", "n"])
+
+
+def change(frame: pd.DataFrame, before: pd.DataFrame, attacks: Sequence[str]) -> Number | None:
+    """Points by which success under `attacks` differs between two models' responses, paired by request; the interval
+    goes by the crafts. None where no such attack was made.
+    """
+    ours, theirs = (
+        each[~each.benign & each.attack.isin(attacks)].set_index(["attack", "behaviour"]).steps_given
+        for each in (frame, before)
+    )
+    if not len(theirs):
+        return None
+    return difference(ours[theirs.index], theirs, list(theirs.index.get_level_values("behaviour")))
 
 
 def kinds(frames: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

@@ -9,7 +9,17 @@ from tiny import tiny_folder
 
 from derta_lib import evaluation, records, runs
 from derta_lib.corpus import concord
-from derta_lib.evaluation import Suite, kinds, loops, over_refusal, rates, responses, searched_responses, success
+from derta_lib.evaluation import (
+    Suite,
+    change,
+    kinds,
+    loops,
+    over_refusal,
+    rates,
+    responses,
+    searched_responses,
+    success,
+)
 from derta_lib.runs import open_run
 
 CORPUS = concord(0)
@@ -109,3 +119,11 @@ def test_rates_are_put_by_method_and_attack_with_their_outcomes(tmp_path):
 def test_every_response_is_of_one_kind():
     [row] = kinds({"vanilla": HAND}).to_dict("records")
     assert row == {"method": "vanilla", "gives the steps": 2, "refuses": 1, "repeats itself": 1, "other": 1}
+
+
+def test_a_change_is_paired_by_request_and_leaves_other_attacks_and_twins_out():
+    after = HAND.assign(steps_given=[False, False, True, True, True, False])
+    assert change(after, HAND, ["pair"]).value == pytest.approx(100 / 3)
+    both = change(after, HAND.sample(frac=1, random_state=0), ["pair", "direct"])
+    assert (both.value, both.n) == (pytest.approx(0), 5)
+    assert change(after, HAND, ["codeattack"]) is None
