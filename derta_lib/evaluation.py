@@ -151,11 +151,6 @@ def glued(frame: pd.DataFrame) -> Number | None:
     return share(joined) if joined else None
 
 
-def by_attack(frame: pd.DataFrame, of: Callable[[pd.DataFrame], Number]) -> dict[str, Number]:
-    """A rate for each attack, in the frame's order."""
-    return {str(name): of(part) for name, part in frame.groupby("attack", sort=False)}
-
-
 def rates(run: Run, key: str, frames: Mapping[str, pd.DataFrame], of: Callable[[pd.DataFrame], Number]) -> pd.DataFrame:
     """Put a rate for each method and attack into a run, as `key`/method/attack, and return them as figures take them.
 

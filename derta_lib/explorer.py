@@ -1,22 +1,52 @@
 """The refusal explorer: data for a page that needs no kernel and no network.
 
-A notebook calls `write(run.folder, build_data(records))`, which makes `runs/<name>/explorer.js`. The book's build
+A notebook calls `write(run.folder, build_data(measure(...)))`, which makes `runs/<name>/explorer.js`. The book's build
 copies it to `_static/explorer-data.js` of the staged source, and `book/_static/explorer.js` draws it on the page that
 holds the `{explorer}` directive. All texts are put into the page by `textContent`, never as markup.
 """
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from derta_lib.data import Behaviour
 from derta_lib.display import visible
 from derta_lib.errors import DertaError
 from derta_lib.records import write_text
 from derta_lib.style import METHODS, method_style
 
 FIELDS = ("query_id", "query", "tokens", "method", "p_refusal", "continuations")
+
+
+def measure(
+    models: Mapping[str, str], behaviours: Sequence[Behaviour], depths: Sequence[int], max_new_tokens: int
+) -> Iterator[dict[str, Any]]:
+    """A record for each of `models` (method -> checkpoint) and each behaviour that has a harmful response r̂.
+
+    A model goes on after those `depths` (tokens of r̂) that r̂ reaches, with `max_new_tokens` tokens.
+    """
+    from derta_lib.chat import ask
+    from derta_lib.generation import local_target
+    from derta_lib.position import refusal_probability
+
+    for method, model in models.items():
+        target = local_target(model)
+        measured = refusal_probability(target, behaviours)
+        for behaviour in behaviours:
+            curve = measured[measured.behaviour == behaviour.id].iloc[:-1]  # the last place is behind r̂
+            reached = [depth for depth in depths if depth <= len(curve)]
+            starts = [target.chat.cut(behaviour.harmful, depth) for depth in reached]
+            said = target.respond([ask(behaviour.query, start) for start in starts], max_new_tokens)
+            yield {
+                "query_id": behaviour.id,
+                "query": behaviour.query,
+                "method": method,
+                "tokens": curve.token.tolist(),
+                "p_refusal": curve.p.tolist(),
+                "continuations": dict(zip(reached, said, strict=True)),
+            }
 
 
 def build_data(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -5,9 +5,13 @@ import re
 
 import pytest
 from explorer_demo import DEPTHS, HOSTILE, METHODS, demo_records
+from tiny import tiny_folder
 
-from derta_lib import explorer
+from derta_lib import explorer, position
+from derta_lib.chat import ask
+from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError
+from derta_lib.generation import local_target
 
 
 def test_data_hold_every_probability_and_continuation_once():
@@ -56,3 +60,22 @@ def test_a_bad_record_is_named(change, message):
 def test_no_records_is_a_sentence():
     with pytest.raises(DertaError, match="no records"):
         explorer.build_data([])
+
+
+def test_models_are_measured_at_the_depths_that_a_response_reaches(tmp_path):
+    folder = tiny_folder(tmp_path / "tiny")
+    boat = Behaviour("a", "How do I fold a boat?", "", harmful="Step 1: fold the paper. Step 2: wait.")
+    kite = Behaviour("b", "How do I fold a kite?", "", harmful="Sure")
+    records = list(explorer.measure({"vanilla": folder, "derta": folder}, [boat, kite], [0, 2, 8], 3))
+    assert [(r["method"], r["query_id"]) for r in records] == [
+        *(("vanilla", "a"), ("vanilla", "b"), ("derta", "a"), ("derta", "b"))
+    ]
+    target = local_target(folder)
+    long = records[0]
+    assert list(long["continuations"]) == [0, 2, 8]
+    [alone] = target.respond([ask(boat.query, target.chat.cut(boat.harmful, 2))], 3)
+    assert long["continuations"][2] == alone
+    frame = position.refusal_probability(target, [boat])
+    assert long["p_refusal"] == pytest.approx(frame.p.tolist()[:-1])
+    assert max(records[1]["continuations"]) <= len(records[1]["tokens"])
+    explorer.build_data(records)
