@@ -62,8 +62,8 @@ class Rule:
     - `lowers_more`: ours minus to is at least other minus other_to, with its whole interval;
     - `within`: the paper's value lies within our interval widened by `points` percentage points.
 
-    All but `within` fail when the whole interval is on the wrong side, and are open when it reaches across or just ends
-    at the limit (two rates of zero leave no room for a difference).
+    All but `within` fail when the whole interval is on the wrong side, and are open when it reaches across. Below a
+    limit is not at it: two rates of zero leave `lower_than` open.
     """
 
     rule: str
@@ -230,14 +230,14 @@ def _printed(references: Sequence[str]) -> list[str]:
 
 
 def closeness(results: Results) -> str:
-    """In a sentence: how many of the paper's cells lie how near to the authors' responses, whatever their intervals."""
+    """In a sentence: how many of the paper's cells lie near to the authors' responses, or in their intervals."""
     near = inside = 0
     cells = [claim for claim in all_claims() if claim.kind == "cell"]
     measured = [(claim, numbers) for claim in cells for _, numbers, *_ in _measured(claim, results)]
     for claim, numbers in measured:
         [number] = numbers.values()
         first, last = _bounds(paper_value(claim.paper[0]))
-        near += max(first - number.value, number.value - last) <= CELL_POINTS / 100
+        near += max(first - number.value, number.value - last) <= CELL_POINTS / 100 + 1e-9
         inside += _judge(Rule("within", claim.id), {claim.id: number}, [paper_value(claim.paper[0])]) is True
     return (
         f"Of the {len(measured)} cells with released responses, {near} differ from the paper by at most "

@@ -53,7 +53,10 @@ def compare(
     print(runs.summary(changes))
     print(f"The page is at {runs.write_page(*folders, changes)}")
     if failed:
-        raise DertaError(f"{second} got worse than {first} in {', '.join(change.key for change in failed)}.")
+        raise DertaError(
+            f"{second} got worse than {first} in {', '.join(change.key for change in failed)} "
+            "(tested among the results of these metrics alone)."
+        )
 
 
 @cli.command()

@@ -137,7 +137,7 @@ def row(change: Change) -> tuple[str, ...]:
         else "independent"
     )
     moved = {0: "no clear change", 1: "higher", -1: "lower"}[change.sign] if change.difference else ""
-    if change.difference and change.difference.low is None:
+    if change.difference and change.difference.value and change.p is None:
         moved = "not tested"
     if change.sign and change.metric in BETTER:
         moved = "better" if change.sign == BETTER[change.metric] else "worse"

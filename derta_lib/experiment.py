@@ -73,7 +73,7 @@ class Experiment:
         return str(train(self.model, self.corpus.triples, self.corpus.pairs, recipe))
 
     def attacked(self, split: str = "test") -> tuple[Behaviour, ...]:
-        """The first `behaviours` held-out requests of a split, each with its benign twin."""
+        """The first `behaviours` held-out requests of a split, then their benign twins (`with_twins`)."""
         return with_twins(self.corpus.behaviours[split], self.behaviours)
 
     def responses(self, checkpoint: str, attacks: list[str], split: str = "test") -> pd.DataFrame:
@@ -95,7 +95,8 @@ def experiment(
 ) -> Experiment:
     """An experiment from the parameters that all notebooks share.
 
-    Raises UsageError for data without a request of either kind: nothing could be said of attacks, or of their price.
+    Raises UsageError for data without a request of either kind, since nothing could be said of attacks or their price,
+    and for a request without a response to prefill.
     """
     recipe, corpus = Recipe(steps=steps, learning_rate=learning_rate, seed=seed), load_data(data, seed)
     for kind, held in {"harmful": False, "benign": True}.items():
@@ -104,4 +105,9 @@ def experiment(
                 f"data '{data}': behaviours.jsonl holds no {kind} request; the notebooks ask harmful ones and benign "
                 'ones (those with "benign": true).'
             )
+    if bare := [behaviour.id for behaviour in corpus.behaviours["test"] if not behaviour.harmful]:
+        raise UsageError(
+            f"data '{data}': behaviour '{bare[0]}' has no 'harmful' in behaviours.jsonl ({len(bare)} lack it); the "
+            "notebooks prefill a response that answers the request, be it harmful or benign."
+        )
     return Experiment(model, corpus, recipe, behaviours, max_new_tokens)

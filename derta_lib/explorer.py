@@ -23,9 +23,10 @@ FIELDS = ("query_id", "query", "tokens", "method", "p_refusal", "continuations")
 def measure(
     models: Mapping[str, str], behaviours: Sequence[Behaviour], depths: Sequence[int], max_new_tokens: int
 ) -> Iterator[dict[str, Any]]:
-    """A record for each of `models` (method -> checkpoint) and each behaviour that has a harmful response r̂.
+    """A record for each of `models` (method -> checkpoint) and each behaviour.
 
-    A model goes on after those `depths` (tokens of r̂) that r̂ reaches, with `max_new_tokens` tokens.
+    A model goes on after those `depths` (tokens of r̂) that r̂ reaches, with `max_new_tokens` tokens. Raises DertaError
+    for a behaviour without a harmful response r̂.
     """
     from derta_lib.chat import ask
     from derta_lib.generation import local_target

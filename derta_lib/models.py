@@ -194,7 +194,7 @@ def settle_precision(dtype: str) -> None:
 def precision() -> str:
     """The dtype that models compute in here: "bfloat16" where products are faster in it, else "float32".
 
-    A GPU is asked. On a CPU both are tried, once a run: many have no instructions for bf16, or slow ones, and fp32
+    A GPU is asked. On a CPU both are tried, once a process: many have no instructions for bf16, or slow ones, and fp32
     is far ahead there; on the others bf16 is.
     """
     if not _settled:

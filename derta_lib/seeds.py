@@ -25,7 +25,7 @@ NOTEBOOK = "05_components"
 SETTINGS = ("steps", "learning_rate", "behaviours", "max_new_tokens")
 LISTS = ("components", "attacks")
 THREADS = 1
-"""Of each worker; the kept file says so."""
+"""Of each worker."""
 
 
 @dataclass(frozen=True)

@@ -190,6 +190,8 @@ def test_how_near_the_cells_lie_is_counted_by_hand():
     far = claims.closeness({key: Number(printed + 0.06, low=printed - 0.01, high=printed + 0.1)})
     assert far.startswith(f"Of the {len(of)} cells with released responses, 0 differ")
     assert f"in {len(of)} the paper's value lies within" in far
+    just = claims.closeness({key: Number(printed + 0.05, low=printed - 0.01, high=printed + 0.1)})
+    assert f"responses, {len(of)} differ" in just
     near = claims.closeness({key: Number(printed + 0.04, low=printed + 0.01, high=printed + 0.1)})
     assert f"responses, {len(of)} differ" in near
     assert "in 0 the paper's value lies within" in near

@@ -126,6 +126,14 @@ def test_without_an_interval_a_change_is_shown_and_not_judged(tmp_path):
         compare.worse([change], ["asr"])
 
 
+def test_a_difference_without_width_is_not_called_unclear():
+    sure = [Number(value, "rate", 10, value, value) for value in (1.0, 0.0)]
+    change = compare._change("asr/derta/direct", *sure, None, None)
+    assert compare.row(change)[-1] == "not tested"
+    same = compare._change("asr/derta/direct", sure[0], sure[0], None, None)
+    assert compare.row(same)[-1] == "no clear change"
+
+
 def test_p_values_are_mcnemars_and_no_less_than_fishers(tmp_path):
     before = {str(i): float(i in (1, 2)) for i in range(20)}
     after = {str(i): float(i in (2, *range(8, 16))) for i in range(20)}

@@ -106,7 +106,10 @@ def test_an_experiment_asks_harmful_and_benign_requests(tmp_path):
         write_jsonl(tmp_path / "behaviours.jsonl", behaviours)
         return experiment("reference", str(tmp_path), 0, 1, 1e-3, 1, 4)
 
-    bad, good = {"id": "a", "query": "q"}, [{"id": name, "query": name, "benign": True} for name in "bc"]
+    bad = {"id": "a", "query": "q", "harmful": "r"}
+    good = [{"id": name, "query": name, "harmful": "r", "benign": True} for name in "bc"]
+    with pytest.raises(UsageError, match=r"behaviour 'd' has no 'harmful' in behaviours.jsonl \(1 lack it\)"):
+        begin(bad, *good, {"id": "d", "query": "q"})
     for asked, kind in (([bad], "benign"), (good, "harmful")):
         with pytest.raises(UsageError, match=f"behaviours.jsonl holds no {kind} request"):
             begin(*asked)
