@@ -113,6 +113,15 @@ def written(tokenizer: Any, turns: Sequence[Message], open_answer: bool = True) 
         raise DertaError(f"The chat template of '{name}' fails ({first_line(error)}); mend the template.") from None
 
 
+def plain_ids(tokenizer: Any, prompt: Prompt) -> list[int] | None:
+    """Ids of a prompt that opens no answer of a chat: raw text, or a whole conversation; None for any other."""
+    if prompt.raw is not None:
+        return tokenizer(prompt.raw).input_ids
+    if prompt.messages[-1]["role"] == "assistant":
+        return tokenizer(written(tokenizer, prompt.messages), add_special_tokens=False).input_ids
+    return None
+
+
 def _name(tokenizer: Any) -> str:
     return getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
 

@@ -7,7 +7,7 @@ values are references into the CSV files of `derta_lib/paper`, ours are keys of 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from importlib.resources import files
 from statistics import fmean
@@ -233,12 +233,11 @@ def closeness(results: Results) -> str:
     """In a sentence: how many of the paper's cells lie near to the authors' responses, or in their intervals."""
     near = inside = 0
     cells = [claim for claim in all_claims() if claim.kind == "cell"]
-    measured = [(claim, numbers) for claim in cells for _, numbers, *_ in _measured(claim, results)]
-    for claim, numbers in measured:
-        [number] = numbers.values()
-        first, last = _bounds(paper_value(claim.paper[0]))
-        near += max(first - number.value, number.value - last) <= CELL_POINTS / 100 + 1e-9
-        inside += _judge(Rule("within", claim.id), {claim.id: number}, [paper_value(claim.paper[0])]) is True
+    measured = [(claim, rule, numbers) for claim in cells for rule, numbers, *_ in _measured(claim, results)]
+    for claim, rule, numbers in measured:
+        printed = [paper_value(reference) for reference in claim.paper]
+        near += _judge(rule, {key: Number(number.value) for key, number in numbers.items()}, printed) is True
+        inside += _judge(replace(rule, points=0.0), numbers, printed) is True
     return (
         f"Of the {len(measured)} cells with released responses, {near} differ from the paper by at most "
         f"{CELL_POINTS:g} points, and in {inside} the paper's value lies within our interval itself."

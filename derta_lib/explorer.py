@@ -35,18 +35,20 @@ def measure(
     for method, model in models.items():
         target = local_target(model)
         measured = refusal_probability(target, behaviours)
-        for behaviour in behaviours:
-            curve = measured[measured.behaviour == behaviour.id].iloc[:-1]  # the last place is behind r̂
-            reached = [depth for depth in depths if depth <= len(curve)]
-            starts = [target.chat.cut(behaviour.harmful, depth) for depth in reached]
-            said = target.respond([ask(behaviour.query, start) for start in starts], max_new_tokens)
+        curves = [measured[measured.behaviour == b.id].iloc[:-1] for b in behaviours]  # the last place is behind r̂
+        reached = [[depth for depth in depths if depth <= len(curve)] for curve in curves]
+        starts = [
+            ask(b.query, target.chat.cut(b.harmful, d)) for b, of in zip(behaviours, reached, strict=True) for d in of
+        ]
+        said = iter(target.respond(starts, max_new_tokens))
+        for behaviour, curve, of in zip(behaviours, curves, reached, strict=True):
             yield {
                 "query_id": behaviour.id,
                 "query": behaviour.query,
                 "method": method,
                 "tokens": curve.token.tolist(),
                 "p_refusal": curve.p.tolist(),
-                "continuations": dict(zip(reached, said, strict=True)),
+                "continuations": {depth: next(said) for depth in of},
             }
 
 

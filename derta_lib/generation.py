@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from derta_lib.cache import Bin, Plan, RowCache, States, plan_bins, shared_length
-from derta_lib.chat import Chat, Prompt, chat_of, written
+from derta_lib.chat import Chat, Prompt, chat_of, plain_ids
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.loss import site_logits, site_losses
 from derta_lib.models import load_model, load_tokenizer
@@ -35,11 +35,8 @@ class LocalTarget:
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of all that stands before the continuation."""
-        if prompt.raw is not None:
-            return self.tokenizer(prompt.raw).input_ids
-        if prompt.messages[-1]["role"] == "assistant":
-            return self.tokenizer(written(self.tokenizer, prompt.messages), add_special_tokens=False).input_ids
-        return self.chat.prompt_ids(prompt)
+        plain = plain_ids(self.tokenizer, prompt)
+        return self.chat.prompt_ids(prompt) if plain is None else plain
 
     def respond(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
         """Greedy continuation of each prompt, without special tokens, in order."""

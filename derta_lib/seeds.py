@@ -92,6 +92,7 @@ def begin(dtype: str) -> None:
 
 def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Train and attack the methods with one seed, in order; one record a method and attack."""
+    from derta_lib.evaluation import gives_steps, refuses_twin
     from derta_lib.experiment import experiment
 
     study = experiment(budget["model"], budget["data"], seed, *(budget[name] for name in SETTINGS))
@@ -99,8 +100,7 @@ def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> lis
     for method in methods:
         frame = study.responses(study.checkpoint(method), list(budget["attacks"]))
         for attack, of in frame.groupby("attack", sort=False):
-            held = of.steps_given[~of.benign], of.refused[of.benign] == "full"
-            bits = ("".join(str(int(one)) for one in each) for each in held)
+            bits = ("".join(str(int(one)) for one in each) for each in (gives_steps(of), refuses_twin(of)))
             records.append({"seed": seed, "method": method, "attack": attack, **dict(zip(OUTCOMES, bits, strict=True))})
     return records
 

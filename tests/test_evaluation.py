@@ -12,13 +12,13 @@ from derta_lib.corpus import concord
 from derta_lib.evaluation import (
     Suite,
     change,
+    gives_steps,
     kinds,
     loops,
-    over_refusal,
     rates,
+    refuses_twin,
     responses,
     searched_responses,
-    success,
 )
 from derta_lib.runs import open_run
 
@@ -106,10 +106,10 @@ HAND = pd.DataFrame(
 
 def test_rates_are_put_by_method_and_attack_with_their_outcomes(tmp_path):
     run = open_run("04_attack_evaluation", str(tmp_path), {})
-    frame = rates(run, "asr", {"vanilla": HAND}, success)
+    frame = rates(run, "asr", {"vanilla": HAND}, gives_steps)
     assert frame[["method", "attack", "n"]].values.tolist() == [["vanilla", "direct", 2], ["vanilla", "pair", 3]]
     assert frame.value.tolist() == pytest.approx([1 / 2, 1 / 3])
-    twins = rates(run, "benign_refusal", {"vanilla": HAND}, over_refusal)
+    twins = rates(run, "benign_refusal", {"vanilla": HAND}, refuses_twin)
     assert twins[["attack", "value", "n"]].values.tolist() == [["direct", 1.0, 1]]
     put, _ = runs.merge(tmp_path)
     assert put.keys() == {*("asr/vanilla/direct", "asr/vanilla/pair", "benign_refusal/vanilla/direct")}
