@@ -34,7 +34,7 @@ from derta_lib.runs import environment
 
 LENGTHS = (64, 256, 1024)
 """Tokens of r̂ at which the cost per token is measured."""
-COUNTS = {"cpu": (2, 4, 8), "cuda": (32, 64, 128)}
+COUNTS = {"cpu": (4, 8, 16), "cuda": (32, 64, 128)}
 """Triples a micro-batch, for linearity; a GPU is not busy with few."""
 ATTACKS = ("direct", "prefilling-16", "completingattack", "selfcipher", "codeattack", "jailbreakchat")
 STATIC_BATCH = 25

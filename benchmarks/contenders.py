@@ -15,10 +15,9 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from torch.nn import functional as F
 
-from derta_lib import loss, training, tree
+from derta_lib import lora, loss, training, tree
 from derta_lib.chat import chat_of
 from derta_lib.corpus import concord
 from derta_lib.data import Triple
@@ -146,7 +145,7 @@ def authors_loss(model: Any, ids: torch.Tensor, mask: torch.Tensor, labels: torc
 
 
 def authors(model: Any, work: Sequence[Work]) -> Step:
-    model = get_peft_model(model, training.lora(RECIPE))
+    model = get_peft_model(model, lora.config(RECIPE.lora_rank, RECIPE.lora_alpha))
     rows = [row for mle, rto in (each.paper for each in work) for row in (mle, rto)]
     batch = [tensor.to(model.device) for tensor in authors_batch(rows)]
 
@@ -185,7 +184,7 @@ def trl(model: Any, work: Sequence[Work]) -> Step:
             args=arguments,
             train_dataset=Dataset.from_list(examples),
             processing_class=load_tokenizer(REFERENCE),
-            peft_config=training.lora(RECIPE),
+            peft_config=lora.config(RECIPE.lora_rank, RECIPE.lora_alpha),
         )
     batch = trainer.data_collator(examples)
     wrapped = trainer.accelerator.prepare_model(trainer.model)
@@ -214,9 +213,8 @@ def step_on(model: Any, groups: Sequence[Sequence[Row]]) -> Step:
     def step() -> float:
         model.zero_grad()
         packs = tree.parts(groups, most)
-        with disable_input_dtype_casting(model):
-            total, _ = loss.micro_batch_sum(losses, packs, trained)
-            value = total / sum(packed.count for packed in packs)
+        total, _ = loss.micro_batch_sum(losses, packs, trained)
+        value = total / sum(packed.count for packed in packs)
         value.backward()
         return value.item()
 

@@ -15,6 +15,7 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
+from derta_lib import lora
 from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
@@ -26,7 +27,6 @@ from derta_lib.training import (
     Recipe,
     checkpoint_key,
     last_checkpoint,
-    lora,
     places,
     processes,
     save,
@@ -121,7 +121,7 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
         args=arguments,
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
-        peft_config=lora(recipe) if recipe.lora_rank else None,
+        peft_config=lora.config(recipe.lora_rank, recipe.lora_alpha) if recipe.lora_rank else None,
         callbacks=[Progress("dpo")],
     )
     trainer.remove_callback(PrinterCallback)

@@ -21,7 +21,7 @@ ROWS = {
     "scaling/length-64": "64 tokens of r̂",
     "scaling/length-256": "256 tokens of r̂",
     "scaling/length-1024": "1,024 tokens of r̂",
-    **{f"scaling/triples-{n}": f"{n} triples a step" for n in (2, 4, 8, 32, 64, 128)},
+    **{f"scaling/triples-{n}": f"{n} triples a step" for n in (4, 8, 16, 32, 64, 128)},
     "generate/static": "generate, static batches of 25",
     "generate/ours": "ours",
     "generate/prompts": "the prompts",

@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from peft import LoraConfig, get_peft_model
-from peft.helpers import disable_input_dtype_casting
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from derta_lib import loss, tree
+from derta_lib import lora, loss, tree
 from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
@@ -37,7 +35,7 @@ from derta_lib.records import cache_dir, code_key, content_key, read_json, write
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
 
 Example = Triple | Pair
-SOURCES = ("chat", "loss", "refusal", "supervision", "training", "tree")
+SOURCES = ("chat", "lora", "loss", "refusal", "supervision", "training", "tree")
 """Modules whose code decides what a checkpoint is."""
 
 
@@ -203,16 +201,10 @@ class Progress(TrainerCallback):
         self.bar.close()
 
 
-def lora(recipe: Recipe) -> LoraConfig:
-    return LoraConfig(
-        r=recipe.lora_rank, lora_alpha=recipe.lora_alpha, target_modules="all-linear", task_type="CAUSAL_LM"
-    )
-
-
 def prepare(model: Any, recipe: Recipe) -> Any:
     """The model as it is trained: LoRA on all linear layers (attention and MLP) or all parameters, tree attention."""
     if recipe.lora_rank:
-        model = get_peft_model(model, lora(recipe))
+        model = lora.adapted(model, recipe.lora_rank, recipe.lora_alpha)
     base = model.get_base_model() if recipe.lora_rank else model
     tree.use_tree_attention(base)
     # The Trainer's wrappers (DDP, autocast) go through forward, so that is where the sites' losses are.
@@ -313,8 +305,7 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     )
     trainer.remove_callback(PrinterCallback)
     packs.parts = side_by_side(prepared)
-    with disable_input_dtype_casting(prepared):
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    trainer.train(resume_from_checkpoint=last_checkpoint(work))
     if trainer.is_world_process_zero():
         save(trainer, folder, tokenizer, recipe, card, tree.TASKS)
     trainer.accelerator.wait_for_everyone()

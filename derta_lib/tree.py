@@ -293,7 +293,7 @@ def _grouped_attention(
     grouped = query.reshape(batch, groups, -1, width)
     mask = mask.expand(batch, heads // groups, queries, -1).reshape(batch, 1, grouped.shape[2], -1)
     if query.device.type == "cpu":
-        scores = grouped * (scaling or width**-0.5) @ key.transpose(2, 3) + mask
+        scores = (grouped * (scaling or width**-0.5) @ key.transpose(2, 3)).add_(mask)
         output = F.dropout(scores.softmax(-1), dropout) @ value
     else:
         output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling)

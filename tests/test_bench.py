@@ -11,7 +11,7 @@ from tiny import tiny_folder
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from derta_lib import loss, training, tree
+from derta_lib import lora, loss, training, tree
 from derta_lib.corpus import concord
 from derta_lib.errors import UsageError
 from derta_lib.generation import LocalTarget, generate
@@ -36,7 +36,9 @@ def folder(tmp_path_factory):
 
 def test_the_authors_computation_and_ours_have_one_objective(folder):
     work = contenders.work_of(concord(0).triples[:3])
-    theirs = get_peft_model(load_model(folder, "float32"), training.lora(contenders.RECIPE))
+    theirs = get_peft_model(
+        load_model(folder, "float32"), lora.config(contenders.RECIPE.lora_rank, contenders.RECIPE.lora_alpha)
+    )
     mine = training.prepare(load_model(folder, "float32"), contenders.RECIPE)
     with torch.no_grad():  # LoRA starts at zero, where half of its gradients vanish
         for number, (a, b) in enumerate(zip(theirs.parameters(), mine.parameters(), strict=True)):
@@ -93,7 +95,9 @@ def test_flops_agree_with_torchs_counter(folder):
     linear = counts[torch.ops.aten.mm] - head if torch.ops.aten.mm in counts else None
     needed = contenders.flops(model, contenders.Size(tokens, 0, 0))
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        get_peft_model(model, training.lora(contenders.RECIPE))(torch.arange(tokens)[None])
+        get_peft_model(model, lora.config(contenders.RECIPE.lora_rank, contenders.RECIPE.lora_alpha))(
+            torch.arange(tokens)[None]
+        )
     adapters = counter.get_flop_counts()["Global"][torch.ops.aten.mm] - head - linear
     assert needed == 2 * linear + 3 * adapters
     assert contenders.flops(model, contenders.Size(0, 0, tokens)) == 2 * head

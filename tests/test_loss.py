@@ -30,6 +30,32 @@ def test_chunks_equal_one_cross_entropy(family: str, monkeypatch: pytest.MonkeyP
     assert states.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "cohere2", "granite"])
+def test_gradients_under_a_frozen_head_are_those_of_autograd(
+    family: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "CHUNK", 6)
+    monkeypatch.setattr(loss, "CACHED", 4)
+    model = tiny(family).to(dtype).requires_grad_(False)
+    torch.manual_seed(1)
+    targets, weights, states = torch.randint(3, 61, (11,)), torch.rand(11), 3 * torch.randn(11, 32, dtype=dtype)
+    mine, theirs = states.clone().requires_grad_(), states.clone().requires_grad_()
+    found = loss.cross_entropy(model, mine, targets)
+    wanted = F.cross_entropy(loss.site_logits(model, theirs).float(), targets, reduction="none")
+    torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-5)
+    (found * weights).sum().backward()
+    (wanted * weights).sum().backward()
+    exact = dtype == torch.float32
+    torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-5 if exact else 0.02, atol=1e-6 if exact else 0.02)
+
+
+def test_a_token_without_any_probability_has_a_finite_loss() -> None:
+    logits = torch.tensor([[200.0, 0.0, -50.0]])
+    assert loss._become_errors(logits, torch.tensor([2])).tolist() == [250.0]
+    assert logits.tolist() == [[1.0, 0.0, -1.0]]
+
+
 def test_logits_of_a_chunk_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "CHUNK", 3)
     model, sizes = tiny("llama"), []

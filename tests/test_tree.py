@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from plain import CONFIGS, VOCABULARY, relative, tiny
 from torch.nn import functional as F
 
-from derta_lib import tree
+from derta_lib import lora, tree
 from derta_lib.errors import DertaError
 from derta_lib.loss import site_losses, weighted_sum
 from derta_lib.tree import Row, Site, pack, parts, use_tree_attention
@@ -118,14 +118,15 @@ def test_windows_matter() -> None:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_training_mode(attention: str, lora: bool, checkpointing: bool) -> None:
+def test_training_mode(attention: str, adapters: bool, checkpointing: bool) -> None:
+    """LoRA is compared with PEFT's own, a frozen head's gradients with autograd's."""
     models = []
-    for _ in range(2):
+    for ours in (True, False):
         base = model = tiny("llama", attention)
-        if lora:
-            model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        if adapters:
+            model = lora.adapted(base, 4, 8) if ours else get_peft_model(base, lora.config(4, 8))
             torch.manual_seed(1)
             for name, parameter in model.named_parameters():
                 if "lora_B" in name:
