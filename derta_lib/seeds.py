@@ -14,12 +14,14 @@ import pandas as pd
 from tqdm import tqdm
 
 from derta_lib.errors import UsageError
+from derta_lib.evaluation import KINDS, kind, refuses_twin
 from derta_lib.records import check_output, read_json, today, write_json
 from derta_lib.results import Number
 from derta_lib.stats import combine, repeats
 
 KEPT = Path(__file__).with_name("kept_seeds.json")
-OUTCOMES = ("steps_given", "twin_refused")
+OUTCOMES = {name: ("kinds", str(number)) for number, name in enumerate(KINDS)} | {"twin refused": ("twins", "1")}
+"""What can be counted: the column of the records, and the digit that stands for it there."""
 NOTEBOOK = "05_components"
 """The notebook whose parameters are the budget."""
 SETTINGS = ("steps", "learning_rate", "behaviours", "max_new_tokens")
@@ -32,7 +34,8 @@ THREADS = 1
 class Seeds:
     """A kept file: when and where it was made, with which budget, and one record a seed, method and attack.
 
-    A record's outcomes are strings of 0 and 1, a craft or a twin each, in the corpus's order.
+    A record's `kinds` (places in `evaluation.KINDS`) and `twins` (1 for a refused one) are strings of a digit a craft,
+    in the corpus's order.
     """
 
     date: str
@@ -52,9 +55,10 @@ class Seeds:
         )
 
     def rate(self, method: str, attacks: Sequence[str], outcome: str) -> Number:
-        """A method's rate over all seeds and attacks; n counts responses."""
+        """A method's rate of one of the OUTCOMES over all seeds and attacks; n counts responses."""
         of = self.records[(self.records.method == method) & self.records.attack.isin(attacks)]
-        return repeats([(bits.count("1"), len(bits)) for bits in of.groupby("seed")[outcome].agg("".join)])
+        column, digit = OUTCOMES[outcome]
+        return repeats([(each.count(digit), len(each)) for each in of.groupby("seed")[column].agg("".join)])
 
     def rates(self, outcome: str) -> pd.DataFrame:
         """A rate over the seeds for each method and attack: columns method, attack, value, low, high, n, number."""
@@ -92,7 +96,6 @@ def begin(dtype: str) -> None:
 
 def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Train and attack the methods with one seed, in order; one record a method and attack."""
-    from derta_lib.evaluation import gives_steps, refuses_twin
     from derta_lib.experiment import experiment
 
     study = experiment(budget["model"], budget["data"], seed, *(budget[name] for name in SETTINGS))
@@ -100,8 +103,9 @@ def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> lis
     for method in methods:
         frame = study.responses(study.checkpoint(method), list(budget["attacks"]))
         for attack, of in frame.groupby("attack", sort=False):
-            bits = ("".join(str(int(one)) for one in each) for each in (gives_steps(of), refuses_twin(of)))
-            records.append({"seed": seed, "method": method, "attack": attack, **dict(zip(OUTCOMES, bits, strict=True))})
+            said = "".join(str(KINDS.index(each)) for each in kind(of))
+            twins = "".join(str(int(each)) for each in refuses_twin(of))
+            records.append({"seed": seed, "method": method, "attack": attack, "kinds": said, "twins": twins})
     return records
 
 

@@ -14,16 +14,18 @@ from tiny import tiny_folder
 
 from derta_lib import models, seeds
 from derta_lib.errors import UsageError
+from derta_lib.evaluation import KINDS
 from derta_lib.runs import environment
 from derta_lib.stats import rate
 
 ROOT = Path(__file__).parents[1]
-BITS = {("vanilla", 0): "1111", ("vanilla", 1): "1101", ("derta", 0): "0000", ("derta", 1): "0001"}
+SAID = {("vanilla", 0): "0000", ("vanilla", 1): "0030", ("derta", 0): "1112", ("derta", 1): "1110"}
+"""Steps given to all but one under vanilla tuning, to one under DeRTa, which repeats itself once."""
 
 
 def fake(methods, seed, budget):
     return [
-        {"seed": seed, "method": m, "attack": a, "steps_given": BITS[m, seed], "twin_refused": "0000"}
+        {"seed": seed, "method": m, "attack": a, "kinds": SAID[m, seed], "twins": "0000"}
         for m in methods
         for a in ("prefilling-16", "direct")
     ]
@@ -37,23 +39,24 @@ def made(tmp_path, monkeypatch):
 
 
 def test_rates_and_changes_by_hand(made):
-    rates = made.rates("steps_given").set_index(["method", "attack"]).number
+    rates = made.rates("gives the steps").set_index(["method", "attack"]).number
     assert rates["derta", "direct"].value == 1 / 8
     assert rates["vanilla", "direct"].value == 7 / 8
     assert rates["derta", "direct"].n == 8
-    assert made.rates("twin_refused").number.iloc[0] == replace(rate(0, 2), n=8)  # two seeds, alike
+    assert [made.rate("derta", ["direct"], kind).value for kind in KINDS] == [1 / 8, 6 / 8, 1 / 8, 0]
+    assert made.rates("twin refused").number.iloc[0] == replace(rate(0, 2), n=8)  # two seeds, alike
 
 
 def test_a_change_by_hand(made):
     """From 100 and 75 % to 0 and 25 %, so 7/64 against 1/64 between the seeds: seven of eight trials count, with t₁."""
-    change = made.change("derta", ["direct"], "steps_given")
+    change = made.change("derta", ["direct"], "gives the steps")
     assert (change.value, change.unit, change.n) == (-75, "points", 8)
     low, high = proportion_confint(7 / 8, 7, alpha=2 * stats.norm.sf(stats.t.ppf(0.975, 1)), method="wilson")
     down, up = 2**0.5 * (1 / 8 - low), 2**0.5 * (high - 1 / 8)  # the same for both, turned round
     assert (change.low, change.high) == pytest.approx((-75 - 100 * down, -75 + 100 * up))
-    both = made.change("derta", ["direct", "prefilling-16"], "steps_given")
+    both = made.change("derta", ["direct", "prefilling-16"], "gives the steps")
     assert (both.value, both.n) == (-75, 16)
-    assert made.change("derta", ["direct"], "twin_refused").low < 0  # nothing seen on either side is not certainty
+    assert made.change("derta", ["direct"], "twin refused").low < 0  # nothing seen on either side is not certainty
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
@@ -153,11 +156,12 @@ def test_a_measurement_of_a_tiny_model(tmp_path, monkeypatch):
     assert [(r["method"], r["attack"]) for r in records] == [
         (m, a) for m in ("base", "derta") for a in ("direct", "prefilling-4")
     ]
-    assert all(len(r[outcome]) == 2 and set(r[outcome]) <= {"0", "1"} for r in records for outcome in seeds.OUTCOMES)
+    assert all(len(r["kinds"]) == 2 and set(r["kinds"]) <= set("0123") for r in records)
+    assert all(len(r["twins"]) == 2 and set(r["twins"]) <= set("01") for r in records)
 
 
 def test_the_kept_file_reads():
     kept = seeds.read_seeds()
     assert kept.records.seed.nunique() == kept.request["seeds"] >= 5
-    lengths = {len(bits) for outcome in seeds.OUTCOMES for bits in kept.records[outcome]}
+    lengths = {len(each) for column in ("kinds", "twins") for each in kept.records[column]}
     assert lengths == {kept.request["behaviours"]}
