@@ -29,6 +29,7 @@ VERDICTS = (REPRODUCED, SAME_DIRECTION, NOT_REPRODUCED, NOT_TESTED)
 
 RELEASE_GAP = "The authors' own responses, scored by an offline judge instead of by hand."
 SMALL_GAP = "This run's own model after few steps on fictional crafts, instead of 7B to 70B on real requests."
+SEEDS_GAP = "The kept seeds: several trainings of the reference model on fictional crafts (notebook 05)."
 UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 
 GROUPS = {
@@ -48,6 +49,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "within": (),
 }
 """The rules and the keys that each needs besides `ours`."""
+SIGNS = {"ours": 1, "to": -1, "other": -1, "other_to": 1}
+"""The fields of a rule that name result keys, and the sign of each in the quantity that it looks at."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +83,18 @@ class Rule:
         if missing := [name for name in RULES[self.rule] if not getattr(self, name)]:
             raise DertaError(f"claims: the rule '{self.rule}' for {self.ours} needs '{missing[0]}'.")
 
+    def keys(self) -> dict[str, str]:
+        """Result keys by the field that names them."""
+        return {name: key for name in SIGNS if (key := getattr(self, name))}
+
     def signs(self) -> dict[str, int]:
         """Result keys with their sign in the quantity that the rule looks at."""
-        signs = {self.ours: 1, self.to: -1, self.other: -1, self.other_to: 1}
-        return {key: sign for key, sign in signs.items() if key}
+        return {key: SIGNS[name] for name, key in self.keys().items()}
+
+    def of_seeds(self) -> "Rule":
+        """The same rule for the kept seeds (`seeds.Seeds`)."""
+        keys: dict[str, Any] = {name: f"seeds/{key}" for name, key in self.keys().items()}
+        return replace(self, **keys)
 
     def words(self) -> str:
         difference = " minus ".join(filter(None, (self.ours, self.other)))
@@ -184,14 +195,22 @@ def _judge(rule: Rule, numbers: Mapping[str, Number], printed: Sequence[str]) ->
 
 
 def _measured(claim: Claim, results: Results) -> list[tuple[Rule, dict[str, Number], str, str]]:
-    """Those of a claim's rules that the run has numbers for: rule, numbers, the verdict when it holds, the gap."""
-    rules = ((claim.release, REPRODUCED, RELEASE_GAP), (claim.small, SAME_DIRECTION, SMALL_GAP))
+    """Those of a claim's rules that the run has numbers for: rule, numbers, the verdict when it holds, the gap.
+
+    The rule for small models is applied to this run's own first, then to those of the kept seeds.
+    """
+    seeds = claim.small and claim.small.of_seeds()
+    rules = (
+        (claim.release, REPRODUCED, RELEASE_GAP),
+        (claim.small, SAME_DIRECTION, SMALL_GAP),
+        (seeds, SAME_DIRECTION, SEEDS_GAP),
+    )
     found = [(rule, _terms(rule, results), positive, gap) for rule, positive, gap in rules if rule]
     return [(rule, numbers, positive, gap) for rule, numbers, positive, gap in found if numbers]
 
 
 def verdict(claim: Claim, results: Results) -> tuple[str, str]:
-    """The verdict and why: the authors' generations first, this run's models where those do not decide."""
+    """The verdict and why: the authors' generations first, then this run's models, then the kept seeds."""
     printed = [paper_value(reference) for reference in claim.paper]
     reasons = []
     for rule, numbers, positive, _ in _measured(claim, results):

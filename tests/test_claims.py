@@ -94,6 +94,19 @@ def test_the_authors_generations_speak_before_the_small_models():
     assert verdict(claim, {"a": good})[0] == SAME_DIRECTION
 
 
+def test_the_kept_seeds_decide_what_one_training_leaves_open():
+    claim = ruled(small=Rule("lower_than", "asr/derta/{white-box}", other="asr/vanilla/{white-box}"))
+    seeds = {"seeds/asr/derta/autodan": rate(0, 80), "seeds/asr/vanilla/autodan": rate(80, 80)}
+    unclear = {"asr/derta/autodan": rate(1, 4), "asr/vanilla/autodan": rate(2, 4)}
+    clear = {"asr/derta/autodan": rate(4, 4), "asr/vanilla/autodan": rate(0, 4)}
+    assert verdict(claim, unclear)[0] == NOT_TESTED
+    said, why = verdict(claim, unclear | seeds)
+    assert said == SAME_DIRECTION
+    assert "seeds/asr/derta/{white-box} lower than seeds/asr/vanilla/{white-box}" in why
+    assert verdict(claim, clear | seeds)[0] == NOT_REPRODUCED
+    assert verdict(claim, seeds)[0] == SAME_DIRECTION
+
+
 def test_a_group_averages_the_attacks_run_for_every_key():
     rule = Rule("lower_than", "asr/derta/{black-box}", other="asr/vanilla/{black-box}")
     numbers = {"asr/derta/pair": rate(20, 40), "asr/derta/selfcipher": rate(40, 40), "asr/vanilla/pair": rate(40, 40)}
