@@ -1,7 +1,7 @@
 """LoRA as it is trained here: which weights, and W x + s·B A x written into one output.
 
-PEFT's own forward makes four tensors as large as the output, and autograd as many gradients. On a CPU each of them costs
-time that the products could use; `derta bench` measures the whole step.
+PEFT's own forward makes four tensors as large as the output, and autograd as many gradients; on a CPU each of them
+costs time that the products could use.
 """
 
 from functools import partial
