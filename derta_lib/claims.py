@@ -29,7 +29,7 @@ VERDICTS = (REPRODUCED, SAME_DIRECTION, NOT_REPRODUCED, NOT_TESTED)
 
 RELEASE_GAP = "The authors' own responses, scored by an offline judge instead of by hand."
 SMALL_GAP = "This run's own model after few steps on fictional crafts, instead of 7B to 70B on real requests."
-SEEDS_GAP = "The kept seeds: several trainings of the reference model on fictional crafts (notebook 05)."
+SEEDS_GAP = "The kept seeds: several trainings of the same model, with a budget of their own (notebook 05)."
 UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 
 GROUPS = {
@@ -114,8 +114,8 @@ class Claim:
     """A claim of the paper; `kind` is 'statement' or 'cell'.
 
     `paper` refers to the paper's values (`table[column=value;column=value].column`); `release` and `small` are the
-    rules for the authors' generations and for this run's own models; `gap` says how far they are from the paper, where
-    that is not what it is for all of them.
+    rules for the authors' generations and for small models (the kept seeds', else this run's own); `gap` says how far
+    they are from the paper, where that is not what it is for all of them.
     """
 
     id: str
@@ -197,20 +197,23 @@ def _judge(rule: Rule, numbers: Mapping[str, Number], printed: Sequence[str]) ->
 def _measured(claim: Claim, results: Results) -> list[tuple[Rule, dict[str, Number], str, str]]:
     """Those of a claim's rules that the run has numbers for: rule, numbers, the verdict when it holds, the gap.
 
-    The rule for small models is applied to this run's own first, then to those of the kept seeds.
+    Where the kept seeds have numbers for the rule for small models, they stand for this run's own: several trainings
+    say more than one.
     """
     seeds = claim.small and claim.small.of_seeds()
-    rules = (
-        (claim.release, REPRODUCED, RELEASE_GAP),
-        (claim.small, SAME_DIRECTION, SMALL_GAP),
-        (seeds, SAME_DIRECTION, SEEDS_GAP),
+    sources: tuple[tuple[tuple[Rule | None, str], ...], ...] = (
+        ((claim.release, RELEASE_GAP),),
+        ((seeds, SEEDS_GAP), (claim.small, SMALL_GAP)),
     )
-    found = [(rule, _terms(rule, results), positive, gap) for rule, positive, gap in rules if rule]
-    return [(rule, numbers, positive, gap) for rule, numbers, positive, gap in found if numbers]
+    found = []
+    for source, positive in zip(sources, (REPRODUCED, SAME_DIRECTION), strict=True):
+        measured = ((rule, _terms(rule, results), positive, gap) for rule, gap in source if rule)
+        found += [(rule, numbers, said, gap) for rule, numbers, said, gap in measured if numbers][:1]
+    return found
 
 
 def verdict(claim: Claim, results: Results) -> tuple[str, str]:
-    """The verdict and why: the authors' generations first, then this run's models, then the kept seeds."""
+    """The verdict and why: the authors' generations first, small models where those do not decide."""
     printed = [paper_value(reference) for reference in claim.paper]
     reasons = []
     for rule, numbers, positive, _ in _measured(claim, results):
@@ -232,7 +235,8 @@ def ledger(results: Results) -> pd.DataFrame:
         measured = _measured(claim, results)
         printed = "; ".join(_printed(claim.paper)) or "in words only"
         ours = "; ".join(f"{key}: {number}" for _, numbers, *_ in measured for key, number in numbers.items()) or "–"
-        gap = claim.gap or " ".join(gap for *_, gap in measured) or UNMEASURED_GAP
+        gaps = [gap for *_, gap in measured if not claim.gap or gap == SEEDS_GAP]
+        gap = " ".join(filter(None, (claim.gap, *gaps))) or UNMEASURED_GAP
         rows.append((claim.id, claim.kind, claim.where, claim.statement, printed, ours, gap, said, why))
     return pd.DataFrame(rows, columns=["id", "kind", "where", "statement", "paper", "ours", "gap", "verdict", "why"])
 

@@ -28,13 +28,16 @@ def adapted(model: Any, rank: int, alpha: int) -> PeftModel:
 
 
 def _forward(module: Any, x: torch.Tensor) -> torch.Tensor:
+    if module.disable_adapters or module.merged or len(module.active_adapters) != 1:
+        return Linear.forward(module, x)
     base, (name,) = module.base_layer, module.active_adapters
     a, b = module.lora_A[name].weight, module.lora_B[name].weight
-    return _Product.apply(x, base.weight, base.bias, a, b, module.scaling[name])
+    product = _Product.apply(x.flatten(0, -2), base.weight, base.bias, a, b, module.scaling[name])
+    return product.view(*x.shape[:-1], len(base.weight))
 
 
 class _Product(torch.autograd.Function):
-    """x [..., m], a frozen weight W [n, m] and bias [n], A [r, m] and B [n, r] give W x + bias + s·B A x [..., n]."""
+    """x [L, m], a frozen weight W [n, m] and bias [n], A [r, m] and B [n, r] give W x + bias + s·B A x [L, n]."""
 
     @staticmethod
     def forward(
@@ -46,16 +49,16 @@ class _Product(torch.autograd.Function):
         b: torch.Tensor,
         s: float,
     ) -> torch.Tensor:
-        flat, a, b = x.flatten(0, -2).to(w.dtype), a.to(w.dtype), b.to(w.dtype)
-        low = flat @ a.T
-        ctx.save_for_backward(flat, w, a, b, low)
-        ctx.scaling, ctx.shape = s, x.shape
-        return F.linear(flat, w, bias).addmm_(low, b.T, alpha=s).view(*x.shape[:-1], -1)
+        out = F.linear(x, w, bias)
+        x, w, a, b = (each.to(out.dtype) for each in (x, w, a, b))  # autocast chooses; the adapter is in float32
+        low = x @ a.T
+        ctx.save_for_backward(x, w, a, b, low)
+        ctx.scaling = s
+        return out.addmm_(low, b.T, alpha=s)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        flat, w, a, b, low = ctx.saved_tensors
-        up = gradients[0].flatten(0, -2)
+        (up,), (x, w, a, b, low) = gradients, ctx.saved_tensors
         down = ctx.scaling * (up @ b)
-        of_x = (up @ w).addmm_(down, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return of_x, None, None, (flat.T @ down).T, ctx.scaling * (up.T @ low), None
+        of_x = (up @ w).addmm_(down, a) if ctx.needs_input_grad[0] else None
+        return of_x, None, None, (x.T @ down).T, ctx.scaling * (up.T @ low), None

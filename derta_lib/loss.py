@@ -99,9 +99,9 @@ def _become_errors(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     together = CACHED if logits.device.type == "cpu" else len(logits)
     for rows, wanted in zip(logits.split(together), targets[:, None].split(together), strict=True):
         p = rows.softmax(-1, dtype=torch.float32)
-        # log Σ exp(logits), from the likeliest token: twice as fast as log_softmax, and its P cannot underflow
-        total = rows.amax(1, keepdim=True).float() - p.amax(1, keepdim=True).log()
-        losses.append((total - rows.gather(1, wanted))[:, 0])
+        # by way of the likeliest token, whose P cannot underflow: twice as fast as log_softmax
+        behind = rows.amax(1, keepdim=True).float() - rows.gather(1, wanted)
+        losses.append((behind - p.amax(1, keepdim=True).log())[:, 0])
         rows.copy_(p.scatter_add_(1, wanted, p.new_full(wanted.shape, -1.0)))
     return torch.cat(losses)
 

@@ -35,13 +35,14 @@ class Seeds:
     """A kept file: when and where it was made, with which budget, and one record a seed, method and attack.
 
     A record's `kinds` (places in `evaluation.KINDS`) and `twins` (1 for a refused one) are strings of a digit a craft,
-    in the corpus's order.
+    in the corpus's order. `remark` says what else has to be known of the file.
     """
 
     date: str
     machine: Mapping[str, Any]
     request: Mapping[str, Any]
     records: pd.DataFrame
+    remark: str = ""
 
     @property
     def says(self) -> str:
@@ -51,8 +52,9 @@ class Seeds:
             f"Kept on {self.date}, made on {machine['gpu'] or machine['cpu']} in {machine['precision']} with "
             f"torch {machine['versions']['torch']}, finished at commit {str(machine['git']['sha'])[:7]}: "
             f"{self.records.seed.nunique()} seeds, {budget['steps']} steps at {budget['learning_rate']:g}, "
-            f"{budget['behaviours']} held-out crafts and their twins, {budget['max_new_tokens']} new tokens."
-        )
+            f"{budget['behaviours']} held-out crafts and their twins, {budget['max_new_tokens']} new tokens. "
+            f"{self.remark}"
+        ).strip()
 
     def rate(self, method: str, attacks: Sequence[str], outcome: str) -> Number:
         """A method's rate of one of the OUTCOMES over all seeds and attacks; n counts responses."""
@@ -81,7 +83,8 @@ class Seeds:
 def read_seeds(path: Path = KEPT) -> Seeds:
     """The kept figures, or those of another file that `derta seeds` has written."""
     kept = read_json(path)
-    return Seeds(kept["date"], kept["machine"], kept["request"], pd.DataFrame(kept["records"]))
+    records = pd.DataFrame(kept["records"])
+    return Seeds(kept["date"], kept["machine"], kept["request"], records, kept.get("remark", ""))
 
 
 def begin(dtype: str) -> None:

@@ -14,6 +14,7 @@ from transformers import (
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
+    OlmoConfig,
     Phi3Config,
     Qwen2Config,
     Qwen3Config,
@@ -51,6 +52,7 @@ CONFIGS: dict[str, Any] = {
     ),
     "gemma3": Gemma3TextConfig(**SHAPE, head_dim=8, sliding_window=6, layer_types=LAYERS),
     "phi3": Phi3Config(**SHAPE, sliding_window=6),
+    "olmo": OlmoConfig(**SHAPE, clip_qkv=0.5),
     "cohere2": Cohere2Config(**SHAPE, sliding_window=6, layer_types=LAYERS, logit_scale=0.3),
     "granite": GraniteConfig(**SHAPE, logits_scaling=3.0, attention_multiplier=0.5, residual_multiplier=0.5),
 }

@@ -94,17 +94,28 @@ def test_the_authors_generations_speak_before_the_small_models():
     assert verdict(claim, {"a": good})[0] == SAME_DIRECTION
 
 
-def test_the_kept_seeds_decide_what_one_training_leaves_open():
+def test_the_kept_seeds_stand_for_the_runs_one_training():
     claim = ruled(small=Rule("lower_than", "asr/derta/{white-box}", other="asr/vanilla/{white-box}"))
-    seeds = {"seeds/asr/derta/autodan": rate(0, 80), "seeds/asr/vanilla/autodan": rate(80, 80)}
-    unclear = {"asr/derta/autodan": rate(1, 4), "asr/vanilla/autodan": rate(2, 4)}
-    clear = {"asr/derta/autodan": rate(4, 4), "asr/vanilla/autodan": rate(0, 4)}
-    assert verdict(claim, unclear)[0] == NOT_TESTED
-    said, why = verdict(claim, unclear | seeds)
+    own = {"asr/derta/autodan": rate(4, 4), "asr/vanilla/autodan": rate(0, 4)}
+    clear = {"seeds/asr/derta/autodan": rate(0, 80), "seeds/asr/vanilla/autodan": rate(80, 80)}
+    unclear = {"seeds/asr/derta/autodan": rate(1, 4), "seeds/asr/vanilla/autodan": rate(2, 4)}
+    assert verdict(claim, own)[0] == NOT_REPRODUCED
+    said, why = verdict(claim, own | clear)
     assert said == SAME_DIRECTION
     assert "seeds/asr/derta/{white-box} lower than seeds/asr/vanilla/{white-box}" in why
-    assert verdict(claim, clear | seeds)[0] == NOT_REPRODUCED
-    assert verdict(claim, seeds)[0] == SAME_DIRECTION
+    assert verdict(claim, own | unclear)[0] == NOT_TESTED
+    assert verdict(claim, {"seeds/asr/derta/autodan": rate(0, 80)} | own)[0] == NOT_REPRODUCED
+
+
+def test_what_the_seeds_measured_is_named_beside_a_claims_own_gap():
+    key = "asr/{}/completingattack"
+    measured = {key.format(method): rate(n, 20) for method, n in (("derta", 0), ("vanilla", 20))}
+    own = claims.ledger(measured).set_index("id").gap
+    kept = claims.ledger({f"seeds/{name}": number for name, number in measured.items()}).set_index("id").gap
+    assert own["derta-completingattack"] == claims.SMALL_GAP
+    assert kept["derta-completingattack"] == claims.SEEDS_GAP
+    twins = {f"seeds/benign_refusal/{method}/direct": rate(0, 20) for method in ("derta", "vanilla")}
+    assert claims.ledger(twins).set_index("id").gap["benign-answered"].endswith(claims.SEEDS_GAP)
 
 
 def test_a_group_averages_the_attacks_run_for_every_key():

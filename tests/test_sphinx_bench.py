@@ -9,7 +9,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
 from derta_lib import sphinx_bench
-from derta_lib.records import write_json
+from derta_lib.records import read_json, write_json
 from derta_lib.results import Number
 
 
@@ -44,3 +44,12 @@ def test_the_page_shows_the_kept_numbers_and_their_machine(tmp_path, monkeypatch
     assert warnings.getvalue() == ""
     for said in ("2026-01-02: Some CPU, 2 threads", "2,000 GFLOP/s", "1.50 triples/s", "62.5 %", "160.00 tokens/s"):
         assert said in text
+
+
+def test_every_kept_figure_has_its_place_in_the_tables():
+    kept = sorted(sphinx_bench.KEPT.glob("bench_*.json"))
+    assert kept
+    for path in kept:
+        numbers = read_json(path)["numbers"]
+        for part in sphinx_bench.PARTS:
+            sphinx_bench.part_table(part, numbers)

@@ -139,6 +139,54 @@ def test_training_mode(attention: str, adapters: bool, checkpointing: bool) -> N
     same(model, base, plain, plain_base)
 
 
+def logits_and_gradients(base: Any, adapt: Any) -> list[torch.Tensor]:
+    """Of a next-token loss with an adapter that shows: logits, those without the adapter, the adapter's gradients."""
+    ids = torch.randint(3, 61, (2, 9), generator=torch.Generator().manual_seed(0))
+    model = adapt(base)
+    for number, (name, parameter) in enumerate(model.named_parameters()):
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(number))
+        if "lora_A" in name:
+            torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(number))
+    with torch.autocast("cpu", torch.bfloat16, enabled=base.dtype == torch.bfloat16):
+        logits = model(input_ids=ids).logits.float()
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+    with torch.no_grad(), model.disable_adapter():
+        without = model(input_ids=ids).logits.float()
+    assert (logits - without).abs().max() > 0.1
+    return [logits, without, *(p.grad for p in model.parameters() if p.requires_grad)]
+
+
+def pefts(base: Any) -> Any:
+    return get_peft_model(base, lora.config(4, 8))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "olmo"])
+def test_lora_in_one_output_is_pefts(family: str) -> None:
+    """qwen2 has biases; olmo writes into what its layers return."""
+    found, wanted = (logits_and_gradients(tiny(family), adapt) for adapt in (lambda m: lora.adapted(m, 4, 8), pefts))
+    for mine, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "olmo"])
+def test_lora_in_bfloat16_is_as_exact_as_pefts(family: str) -> None:
+    """Under autocast, as it is trained: both are compared with the same weights in float32."""
+    bases = [tiny(family).to(torch.bfloat16) for _ in range(3)]
+    exact = logits_and_gradients(bases[0].float(), pefts)
+    found, usual = (
+        logits_and_gradients(bases[1], lambda m: lora.adapted(m, 4, 8)),
+        logits_and_gradients(bases[2], pefts),
+    )
+    assert [each.dtype for each in found] == [each.dtype for each in usual]
+    right, mine, theirs = (
+        torch.cat([each.flatten() for each in tensors]) for tensors in (exact[2:], found[2:], usual[2:])
+    )
+    assert torch.linalg.norm(theirs - right) < 0.1 * torch.linalg.norm(right)
+    assert torch.linalg.norm(mine - right) <= 1.5 * torch.linalg.norm(theirs - right)
+    assert torch.linalg.norm(found[0] - exact[0]) <= 1.5 * torch.linalg.norm(usual[0] - exact[0])
+
+
 def test_shared_starts_are_computed_once_and_packs_have_no_padding() -> None:
     groups = forest()
     starts = {row.ids[: i + 1] for group in groups for row in group for i in range(len(row.ids))}
