@@ -128,27 +128,15 @@ def write_page(first: Path, second: Path, changes: Sequence[Change]) -> Path:
 
 def row(change: Change) -> tuple[str, ...]:
     """One line of the page: key, both numbers, difference, kind of interval, for better or for worse."""
-    missing = "not in this run"
-    kind = (
-        ""
-        if change.difference is None or change.difference.low is None
-        else "paired"
-        if change.paired
-        else "independent"
-    )
+    bounded = change.difference is not None and change.difference.low is not None
+    kind = "" if not bounded else "paired" if change.paired else "independent"
     moved = {0: "no clear change", 1: "higher", -1: "lower"}[change.sign] if change.difference else ""
     if change.difference and change.difference.value and change.p is None:
         moved = "not tested"
     if change.sign and change.metric in BETTER:
         moved = "better" if change.sign == BETTER[change.metric] else "worse"
-    return (
-        change.key,
-        str(change.first or missing),
-        str(change.second or missing),
-        str(change.difference or ""),
-        kind,
-        moved,
-    )
+    numbers = (str(number or "not in this run") for number in (change.first, change.second))
+    return change.key, *numbers, str(change.difference or ""), kind, moved
 
 
 def _load(folder: Path) -> tuple[Results, dict[str, Any]]:

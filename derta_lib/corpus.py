@@ -96,12 +96,8 @@ def crafts() -> dict[str, tuple[tuple[Craft, Craft], ...]]:
             for index, form in enumerate(meets[material]):
                 held_out = index == 0 and (place < 3 or number % 2 == 0)
                 split = "train" if not held_out else "test" if place < 2 else "validation"
-                splits[split].append(
-                    (
-                        _craft(category, "contraband", material, forms[form]),
-                        _craft(category, "benign", material, forms[form]),
-                    )
-                )
+                bad, twin = (_craft(category, kind, material, forms[form]) for kind in ("contraband", "benign"))
+                splits[split].append((bad, twin))
     return {split: tuple(pairs) for split, pairs in splits.items()}
 
 
@@ -308,26 +304,22 @@ def _verbs() -> re.Pattern[str]:
 
     The verbs are those that open a step in the tables, and what a small model tends to write in their place.
     """
-    opening = {
-        step.split()[0].lower()
-        for table in _table("crafts").values()
-        for step in [*table["prepare"], table["work"], table["finish"], *_form_steps(table)]
-    }
+    opening = {step.split()[0].lower() for table in _table("crafts").values() for step in _step_texts(table)}
     verbs = sorted(opening | set(_table("steps")["verbs"]))
     forms = [form for verb in verbs for form in (verb, f"{verb.removesuffix('e')}ing", f"{verb}{verb[-1]}ing")]
     return re.compile(rf"(?P<verb>{'|'.join(forms)})\s+(?P<object>\S.*)", re.DOTALL)
 
 
-def _form_steps(table: dict[str, Any]) -> list[str]:
-    return [step for steps in (table["forms"] | table["near"]).values() for step in steps]
+def _step_texts(table: dict[str, Any]) -> list[str]:
+    of_forms = [step for steps in (table["forms"] | table["near"]).values() for step in steps]
+    return [*table["prepare"], table["work"], table["finish"], *of_forms]
 
 
 @cache
 def _objects(category: str) -> frozenset[str]:
     """The words a making step of this category may be about: its materials, forms, parts and tools."""
     table = _table("crafts")[category]
-    texts = [*table["prepare"], table["work"], table["finish"], *_form_steps(table)]
-    texts += [*table["contraband"], *table["benign"], *table["forms"], *table["near"]]
+    texts = [*_step_texts(table), *table["contraband"], *table["benign"], *table["forms"], *table["near"]]
     words = {word for text in texts for word in re.findall(r"[a-z]{3,}", text.lower())}
     return frozenset(words.difference(_table("steps")["small_words"]))
 

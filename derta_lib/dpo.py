@@ -15,24 +15,13 @@ from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
-from derta_lib import lora
+from derta_lib import lora, training
 from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
 from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer
 from derta_lib.records import code_key, content_key
 from derta_lib.supervision import Encoder
-from derta_lib.training import (
-    Progress,
-    Recipe,
-    checkpoint_key,
-    last_checkpoint,
-    places,
-    processes,
-    save,
-    schedule,
-    trainer_arguments,
-)
 
 STEPS = 12
 """Steps at most: the reference model needs few, and each costs twice a step of the other methods."""
@@ -51,7 +40,7 @@ class PreferenceTrainer(DPOTrainer):
 
 
 def preferences(
-    triples: Sequence[Triple], pairs: Sequence[Pair], encoder: Encoder, recipe: Recipe
+    triples: Sequence[Triple], pairs: Sequence[Pair], encoder: Encoder, recipe: training.Recipe
 ) -> list[dict[str, list[int]]]:
     """A run's preference pairs in order, as TRL's columns `prompt_ids`, `chosen_ids` and `rejected_ids`.
 
@@ -61,7 +50,7 @@ def preferences(
     """
     rng = random.Random(f"dpo/{recipe.seed}")
     examples: list[dict[str, list[int]]] = []
-    for example in schedule(triples, pairs, replace(recipe, method="vanilla_half")):
+    for example in training.schedule(triples, pairs, replace(recipe, method="vanilla_half")):
         if isinstance(example, Triple):
             texts = {"safe response": example.safe, "harmful response": example.harmful}
         else:
@@ -85,18 +74,18 @@ def other_responses(pair: Pair, pairs: Sequence[Pair]) -> list[str]:
     return [other.response for other in alike or others]
 
 
-def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -> Path:
+def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: training.Recipe) -> Path:
     """Train the vanilla checkpoint on preferences; the checkpoint folder is cached by the content of all inputs.
 
     Of `recipe` count the steps (at most STEPS), LoRA's shape, max_length, dtype and seed. An interrupted run resumes.
     """
-    if processes() > 1:
+    if training.processes() > 1:
         raise UsageError("The DPO baseline trains in one process; start it without torchrun.")
     rate = LEARNING_RATE["lora" if recipe.lora_rank else "full"]
     recipe = replace(recipe, steps=min(recipe.steps, STEPS), triples=TRIPLES, helpful=1, learning_rate=rate)
-    request = checkpoint_key(recipe, str(vanilla), triples, pairs)
+    request = training.checkpoint_key(recipe, str(vanilla), triples, pairs)
     key = content_key(request, code_key([Path(__file__)], "trl"))
-    folder, work, card = places("dpo", key, str(vanilla))
+    folder, work, card = training.places("dpo", key, str(vanilla))
     if (folder / CHECKPOINT_CARD).exists():
         return folder
     tokenizer = load_tokenizer(str(vanilla))
@@ -104,7 +93,7 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     examples = preferences(triples, pairs, encoder, recipe)
     card["cut"] = dict(encoder.report)
     per_step = len(examples) // recipe.steps
-    arguments = trainer_arguments(
+    arguments = training.trainer_arguments(
         DPOConfig,
         work,
         recipe,
@@ -122,9 +111,9 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         peft_config=lora.config(recipe.lora_rank, recipe.lora_alpha) if recipe.lora_rank else None,
-        callbacks=[Progress("dpo")],
+        callbacks=[training.Progress("dpo")],
     )
     trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    save(trainer, folder, tokenizer, recipe, card, LOGGED)
+    trainer.train(resume_from_checkpoint=training.last_checkpoint(work))
+    training.save(trainer, folder, tokenizer, recipe, card, LOGGED)
     return folder

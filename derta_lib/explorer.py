@@ -15,7 +15,7 @@ from derta_lib.data import Behaviour
 from derta_lib.display import visible
 from derta_lib.errors import DertaError
 from derta_lib.records import write_text
-from derta_lib.style import METHODS, method_style
+from derta_lib.style import METHODS
 
 FIELDS = ("query_id", "query", "tokens", "method", "p_refusal", "continuations")
 
@@ -67,7 +67,8 @@ def build_data(records: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         if missing := [name for name in FIELDS if name not in record]:
             raise DertaError(f"{where}: the field '{missing[0]}' is missing.")
         method, tokens, chances = record["method"], list(record["tokens"]), list(record["p_refusal"])
-        method_style(method)
+        if method not in METHODS:
+            raise DertaError(f"{where}: the method '{method}' is not known; the methods are {', '.join(METHODS)}.")
         depths = sorted(int(depth) for depth in record["continuations"])
         if not tokens or len(tokens) != len(chances):
             raise DertaError(

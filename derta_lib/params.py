@@ -33,17 +33,15 @@ class Parameter:
     help: str
 
 
-def parameters_cell(notebook: Path) -> str:
-    """Source of the one cell tagged `parameters`; raises DertaError where there is none, or more than one."""
+def read_parameters(notebook: Path) -> dict[str, Parameter]:
+    """Parameters of a notebook by name, in order, from the one cell tagged `parameters`.
+
+    Raises DertaError where there is none or more than one, and naming the line that is not a declaration.
+    """
     cells = [c for c in read_json(notebook)["cells"] if "parameters" in c["metadata"].get("tags", ())]
     if len(cells) != 1:
         raise DertaError(f"{notebook}: {len(cells)} cells are tagged 'parameters'; exactly one must be.")
-    return "".join(cells[0]["source"])
-
-
-def read_parameters(notebook: Path) -> dict[str, Parameter]:
-    """Parameters of a notebook by name, in order; raises DertaError naming the line that is not a declaration."""
-    source = parameters_cell(notebook)
+    source = "".join(cells[0]["source"])
     lines = source.splitlines()
     try:
         statements = ast.parse(source).body

@@ -4,8 +4,7 @@ Positions count the response's tokens in the model's own tokenizer from 1, as th
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from itertools import repeat
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -57,19 +56,16 @@ def refusal_probability(target: LocalTarget, behaviours: Sequence[Behaviour]) ->
     )
 
 
-def first_refusals(chat: Chat, responses: Sequence[str], prefills: Iterable[str] = repeat("")) -> list[int | None]:
-    """The token (from 1) at which the first refusal of each response starts; None where it never refuses.
-
-    `prefills` holds what was already written of each response when the model went on; its tokens count.
-    """
+def first_refusals(chat: Chat, responses: Sequence[str]) -> list[int | None]:
+    """The token (from 1) at which the first refusal of each response starts; None where it never refuses."""
     found: list[int | None] = []
-    for response, prefill in zip(responses, prefills, strict=False):
+    for response in responses:
         if (offset := find_refusal(response)) is None:
             found.append(None)
             continue
         # a space belongs to the token behind it, a line break does not
-        written = (prefill, response[:offset].removesuffix(" "))
-        found.append(1 + sum(len(chat.response_ids(text)) for text in written if text))
+        before = response[:offset].removesuffix(" ")
+        found.append(1 + (len(chat.response_ids(before)) if before else 0))
     return found
 
 

@@ -236,15 +236,10 @@ def _matchers(prompts: Path) -> dict[str, _Matcher]:
 
 
 def _exact(texts: dict[str, str], prompt: str) -> tuple[str, int] | None:
-    question = texts.get(_letters(_bare(prompt)))
+    # some files put a frame around a GSM8K or MMLU question
+    frame = r"\A\s*(?:Choose the correct option for the given question\.)?\s*(?:Question:)?|Answer:\s*\Z"
+    question = texts.get(_letters(re.sub(frame, "", prompt)))
     return None if question is None else (question, len(prompt))
-
-
-def _bare(prompt: str) -> str:
-    """A GSM8K or MMLU question without the frame that some files put around it."""
-    frame = r"\s*(?:Choose the correct option for the given question\.)?\s*(?:Question:)?(.*?)(?:Answer:\s*)?"
-    framed = re.fullmatch(frame, prompt, re.DOTALL)
-    return framed[1] if framed else prompt
 
 
 def _assign(declared: list[str], questions: list[str]) -> np.ndarray:

@@ -61,12 +61,8 @@ class Scores:
     @property
     def says(self) -> str:
         """One sentence on where the figures come from."""
-        if self.kept:
-            return (
-                f"The authors' release was not given (parameter release_dir), so these are the figures kept on "
-                f"{self.date} (judge: {self.judge}{_since(self.judge)})."
-            )
-        return f"Scored from the authors' release on {self.date} (judge: {self.judge})."
+        missing = "The authors' release was not given (parameter release_dir)"
+        return _says(self, missing, "Scored from the authors' release")
 
 
 @dataclass(frozen=True)
@@ -84,12 +80,7 @@ class Validation:
     @property
     def says(self) -> str:
         """One sentence on where the figures come from."""
-        if self.kept:
-            return (
-                f"XSTest was not given (parameter xstest_dir), so these are the figures kept on {self.date} "
-                f"(judge: {self.judge}{_since(self.judge)})."
-            )
-        return f"Measured on XSTest's completions on {self.date} (judge: {self.judge})."
+        return _says(self, "XSTest was not given (parameter xstest_dir)", "Measured on XSTest's completions")
 
 
 def _named(judge: Judge) -> str:
@@ -97,8 +88,10 @@ def _named(judge: Judge) -> str:
     return f"{judge.name} {code_hash()}"
 
 
-def _since(named: str) -> str:
-    return "" if named.endswith(code_hash()) else ", which has changed since"
+def _says(figures: Scores | Validation, missing: str, made: str) -> str:
+    since = "" if figures.judge.endswith(code_hash()) else ", which has changed since"
+    how = f"{missing}, so these are the figures kept" if figures.kept else made
+    return f"{how} on {figures.date} (judge: {figures.judge}{since})."
 
 
 def open_scores(release_dir: str = "") -> Scores:

@@ -4,7 +4,6 @@ A run is a folder `runs/<name>/`. Each notebook owns one file in `parts/`, writt
 notebook run again replaces its own numbers and nobody else's; `merge` joins the parts.
 """
 
-import importlib.metadata
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import cache
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,8 @@ class Run:
 
         drawing, csv = svg(figure), data.to_csv(index=False)
         pyplot.close(figure)  # so that the inline backend does not show it a second time
-        path = write_text(self._path("figures", name, ".svg"), drawing)
+        check_name("figures", name)
+        path = write_text(self.folder / "figures" / f"{name}.svg", drawing)
         write_text(path.with_suffix(".csv"), csv)
         return show_figure(drawing, csv, name, str(figure.get_label()))
 
@@ -93,18 +94,13 @@ class Run:
         from derta_lib.style import in_words
 
         csv = data.to_csv(index=False)
-        write_text(self._path("tables", name, ".csv"), csv)
+        check_name("tables", name)
+        write_text(self.folder / "tables" / f"{name}.csv", csv)
         named = {column: data[column].map(in_words) for column in ("method", "attack") if column in data}
         shown = data.assign(**named).rename(columns=lambda column: in_words(column).replace("_", " "))
         table = shown.to_html(index=False, border=0, escape=True, na_rep="–")
         table = re.sub(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<=\bn =) (?=\d)", "\N{NO-BREAK SPACE}", table)
         return show_table(table, csv, name, caption)
-
-    def _path(self, kind: str, name: str, suffix: str) -> Path:
-        check_name(kind, name)
-        folder = self.folder / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / (name + suffix)
 
     def _save(self) -> None:
         part = {
@@ -207,14 +203,7 @@ def environment() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Installed versions of `PACKAGES`; None for one that is missing."""
-
-    def version(name: str) -> str | None:
-        try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    return {name: version(name) for name in PACKAGES}
+    return {name: next((found.version for found in distributions(name=name)), None) for name in PACKAGES}
 
 
 def git_state(folder: Path) -> dict[str, Any]:

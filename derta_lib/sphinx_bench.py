@@ -1,6 +1,5 @@
 """Sphinx extension: `{bench}` shows what `derta bench` measured, from the kept data files `bench_*.json`."""
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +55,7 @@ class Bench(SphinxDirective):
             kept = read_json(path)
             shown.append(nodes.paragraph("", machine_line(kept)))
             for part, title in PARTS.items():
-                if any(fnmatchcase(key, f"{part}/*") for key in kept["numbers"]):
+                if any(key.startswith(f"{part}/") for key in kept["numbers"]):
                     shown += [nodes.rubric("", title), part_table(part, kept["numbers"])]
         return shown or [nodes.paragraph("", "No measurement is kept; derta bench makes one.")]
 
@@ -76,15 +75,10 @@ def machine_line(kept: dict[str, Any]) -> str:
 
 def part_table(part: str, numbers: dict[str, dict[str, Any]]) -> nodes.table:
     """The numbers `part/row/column` as a table."""
-    cells = {tuple(key.split("/")[1:]): Number(**value) for key, value in numbers.items() if key.startswith(f"{part}/")}
-    rows = sorted({row for row, _ in cells}, key=lambda row: list(ROWS).index(f"{part}/{row}"))
-    columns = [column for column in COLUMNS if any(column == name for _, name in cells)]
-
-    def cell(row: str, column: str) -> str:
-        number = cells.get((row, column))
-        return number.parts()["value"] if number else "–"
-
-    body = [[ROWS[f"{part}/{row}"], *(cell(row, column) for column in columns)] for row in rows]
+    told = {key: Number(**value).parts()["value"] for key, value in numbers.items() if key.startswith(f"{part}/")}
+    rows = sorted({key.rpartition("/")[0] for key in told}, key=list(ROWS).index)
+    columns = [column for column in COLUMNS if any(f"{row}/{column}" in told for row in rows)]
+    body = [[ROWS[row], *(told.get(f"{row}/{column}", "–") for column in columns)] for row in rows]
     return table(["", *(COLUMNS[column] for column in columns)], body)
 
 

@@ -51,10 +51,6 @@ def _result(env: BuildEnvironment, text: str) -> str:
     return shown(numbers[key], part)
 
 
-def _paper(env: BuildEnvironment, text: str) -> str:
-    return f"{paper_value(text)} %"
-
-
 class TextRole(SphinxRole):
     """A role that shows what `find` makes of its text, and warns (which stops the build) where that is an error."""
 
@@ -93,14 +89,9 @@ def provenance(manifest: dict[str, Any], page: str) -> str:
         # a notebook without torch has neither
         threads = f", {where['threads']} threads, {where['precision']}" if where["threads"] else ""
         versions = [f"{package} {version}" for package, version in where["versions"].items() if version]
-        seeds = [
-            str(value) if key == "seed" else f"{key} {value}"
-            for key, value in part["parameters"].items()
-            if "seed" in key
-        ]
         facts = {
             "git commit": sha + (" with uncommitted changes" if commit["dirty"] else ""),
-            "seed": ", ".join(seeds) or "none",
+            "seed": part["parameters"].get("seed", "none"),
             "executed": f"{part['started']}, in {part['seconds']:.0f} s",
             "hardware": f"{where['gpu'] or where['cpu']}, {where['cores']} cores{threads}",
             "software": f"Python {where['python']}; {'; '.join(versions)}",
@@ -174,7 +165,7 @@ def _copy_mathjax(app: Sphinx) -> None:
 
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_role("result", TextRole("result", _result))
-    app.add_role("paper", TextRole("paper", _paper))
+    app.add_role("paper", TextRole("paper", lambda _, text: f"{paper_value(text)} %"))
     app.connect("builder-inited", _copy_mathjax)
     app.connect("env-updated", _pages_to_write)
     app.connect("html-page-context", _finish_page, priority=900)  # after the theme's buttons

@@ -24,7 +24,7 @@ from matplotlib.transforms import Bbox
 from scipy.optimize import isotonic_regression
 
 from derta_lib import paper
-from derta_lib.errors import DertaError
+from derta_lib.errors import DertaError, check_known
 
 INK, FAINT = "#1b1b1b", "#d9d9d9"
 WIDTH = 4.9  # inches: still three quarters of its size on a 375-pixel screen
@@ -70,13 +70,6 @@ METHODS = {
     "dpo": Method("DPO", "#31744f", "<"),
     "recaug": Method("RecAug", "#b573b4", "D"),
 }
-
-
-def method_style(name: str) -> Method:
-    """Look of a method; raises DertaError for a name without one, since two methods must never share a colour."""
-    if name not in METHODS:
-        raise DertaError(f"figures: the method '{name}' has no colour; the known ones are {', '.join(METHODS)}.")
-    return METHODS[name]
 
 
 def svg(figure: Figure) -> str:
@@ -138,7 +131,7 @@ def methods_in(frame: pd.DataFrame) -> list[str]:
     """Methods of the frame in the fixed order of the book."""
     present = set(frame["method"])
     for name in sorted(present):
-        method_style(name)
+        check_known("method", name, METHODS)  # two methods must never share a colour
     return [name for name in METHODS if name in present]
 
 

@@ -22,15 +22,7 @@ from derta_lib import lora, loss, tree
 from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
-from derta_lib.models import (
-    CHECKPOINT_CARD,
-    anchored,
-    load_model,
-    load_tokenizer,
-    model_key,
-    precision,
-    replace_folder,
-)
+from derta_lib.models import CHECKPOINT_CARD, REFERENCE, load_model, load_tokenizer, model_key, precision, resolve
 from derta_lib.records import cache_dir, code_key, content_key, read_json, write_json
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
 
@@ -263,7 +255,8 @@ def places(name: str, key: str, model: str) -> tuple[Path, Path, dict[str, Any]]
 
     The adapter of a finished checkpoint is made to stand on `model`, which may have moved since.
     """
-    folder, base = cache_dir() / "checkpoints" / f"{name}-{key}", anchored(model)
+    folder = cache_dir() / "checkpoints" / f"{name}-{key}"
+    base = model if model == REFERENCE else resolve(model)  # a name that means the same in any working directory
     adapter = folder / "adapter_config.json"
     if adapter.exists() and (config := read_json(adapter))["base_model_name_or_path"] != base:
         write_json(adapter, config | {"base_model_name_or_path": base})
@@ -330,5 +323,6 @@ def save(
         log = [{k: e[k] for k in ("step", *logged) if k in e} for e in history if logged[0] in e]
         seconds = history[-1]["train_runtime"]
         write_json(made / CHECKPOINT_CARD, {**card, "recipe": asdict(recipe), "log": log, "seconds": seconds})
-        replace_folder(made, folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(made, folder)
     shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)

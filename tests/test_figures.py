@@ -131,7 +131,7 @@ def test_a_missing_column_or_an_empty_frame_is_a_sentence(name):
 
 
 def test_an_unknown_method_never_gets_somebody_elses_colour():
-    with pytest.raises(DertaError, match="'simpo' has no colour"):
+    with pytest.raises(DertaError, match="'simpo' is not known"):
         figures.position_curve(POSITIONS.replace("derta", "simpo"), "responses")
 
 

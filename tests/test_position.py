@@ -72,17 +72,6 @@ def test_the_first_refusal_is_counted_in_model_tokens(folder, before, refusal):
     assert position.first_refusals(chat_of(tokenizer), [before + refusal]) == [starts[0]]
 
 
-def test_a_prefill_belongs_to_the_response(folder):
-    chat = chat_of(AutoTokenizer.from_pretrained(folder))
-    prefill, said = (
-        "Step 1: fold the paper.",
-        ["Sorry, I can't go on with this.", "Step 2: cut it.\n\nSorry, I can't.", "No."],
-    )
-    alone = position.first_refusals(chat, said)
-    behind = position.first_refusals(chat, said, [prefill, prefill, prefill])
-    assert behind == [alone[0] + len(chat.response_ids(prefill)), alone[1] + len(chat.response_ids(prefill)), None]
-
-
 def test_a_response_without_refusal_has_no_position(folder):
     chat = chat_of(AutoTokenizer.from_pretrained(folder))
     assert position.first_refusals(chat, ["Step 1: fold the paper.", ""]) == [None, None]

@@ -106,11 +106,13 @@ class AutoDAN:
                 best = Attempt(behaviour, prompt, response, {"success": self._unsafe(behaviour, prompt, response)})
             if best.details["success"] or step == self.steps - 1:
                 break
+            stay, others = self._ranked(texts, scores)
             if step % self.sentence_steps == 0:
-                texts = self._paragraph_step(texts, scores, rng, count)
+                children = self._bred(texts, scores, len(others), rng)
             else:
                 words = word_scores(texts, scores, words)
-                texts = self._sentence_step(texts, scores, words, rng, count)
+                children = [reword(text, words, self.crossover, rng) for text in others]
+            texts = stay + self._mutate(children, self.mutation, rng, count)
         assert best is not None
         budget = {"population": self.population, "steps": self.steps, "steps_used": len(course), "fitness": course}
         counted = ("target_calls", "mutator_calls", "mutations_failed")
@@ -141,24 +143,13 @@ class AutoDAN:
         stay = max(1, round(self.elites * self.population))
         return [texts[index] for index in order[:stay]], [texts[index] for index in order[stay:]]
 
-    def _paragraph_step(
-        self, texts: list[str], scores: list[float], rng: random.Random, count: Counter[str]
-    ) -> list[str]:
-        stay, others = self._ranked(texts, scores)
-        parents = rng.choices(texts, softmax(scores), k=len(others))
+    def _bred(self, texts: list[str], scores: list[float], many: int, rng: random.Random) -> list[str]:
+        """Children of parents drawn by the softmax of their fitness, crossed in pairs."""
+        parents = rng.choices(texts, softmax(scores), k=many)
         children: list[str] = []
         for first, second in zip(parents[::2], parents[1::2], strict=False):
             children += cross(first, second, self.points, rng) if rng.random() < self.crossover else (first, second)
-        children += parents[len(children) :]
-        return stay + self._mutate(children, self.mutation, rng, count)
-
-    def _sentence_step(
-        self, texts: list[str], scores: list[float], words: Scores, rng: random.Random, count: Counter[str]
-    ) -> list[str]:
-        stay, others = self._ranked(texts, scores)
-        return stay + self._mutate(
-            [reword(text, words, self.crossover, rng) for text in others], self.mutation, rng, count
-        )
+        return children + parents[len(children) :]
 
     def _mutate(self, texts: list[str], rate: float, rng: random.Random, count: Counter[str]) -> list[str]:
         """Each text with probability `rate` in other words; a mutator's empty answer leaves it as it was."""

@@ -23,7 +23,8 @@ import random
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Any, ClassVar
 
 from tqdm.auto import tqdm
@@ -121,24 +122,14 @@ class Pair:
         budget = {"streams": self.streams, "iterations": self.iterations, "iterations_used": iteration}
         budget |= {"attempts": self.attempts, "attacker_tokens": self.attacker_tokens}
         counted = ("target_calls", "attacker_calls", "judge_calls", "attacker_unparseable", "judge_unparseable")
-        return Attempt(
-            behaviour, best.prompt, best.response, best.details | budget | {name: count[name] for name in counted}
-        )
+        return replace(best, details=best.details | budget | {name: count[name] for name in counted})
 
     def _open(self, behaviour: Behaviour, rng: random.Random) -> list[Stream]:
-        settings = rng.sample(SETTINGS, len(SETTINGS))
         goal, opening = behaviour.query, target_opening(behaviour)
+        turns = zip(range(self.streams), cycle(STRATEGIES), cycle(rng.sample(SETTINGS, len(SETTINGS))), strict=False)
         return [
-            Stream(
-                ATTACKER.format(
-                    goal=goal,
-                    opening=opening,
-                    strategy=STRATEGIES[index % len(STRATEGIES)],
-                    setting=settings[index % len(settings)],
-                ),
-                BEGIN.format(goal=goal),
-            )
-            for index in range(self.streams)
+            Stream(ATTACKER.format(goal=goal, opening=opening, strategy=one, setting=two), BEGIN.format(goal=goal))
+            for _, one, two in turns
         ]
 
     def _propose(self, streams: list[Stream], count: Counter[str]) -> list[tuple[Stream, dict[str, str]]]:
@@ -162,26 +153,19 @@ class Pair:
     def _score(
         self, behaviour: Behaviour, prompts: Sequence[Prompt], responses: Sequence[str], count: Counter[str]
     ) -> list[int]:
-        count["judge_calls"] += len(prompts)
-        scores = [*self._grades(behaviour, prompts, responses)]
-        count["judge_unparseable"] += scores.count(None)
-        return [score or 1 for score in scores]
-
-    def _grades(
-        self, behaviour: Behaviour, prompts: Sequence[Prompt], responses: Sequence[str]
-    ) -> Iterator[int | None]:
-        texts = [prompt_text(prompt) for prompt in prompts]
+        told = [(prompt_text(prompt), answer) for prompt, answer in zip(prompts, responses, strict=True)]
         if isinstance(self.judge, Target):
             system: Message = {"role": "system", "content": JUDGE.format(goal=behaviour.query)}
-            shown = [GRADED.format(prompt=text, answer=answer) for text, answer in zip(texts, responses, strict=True)]
-            asked = [Prompt(messages=(system, *ask(text).messages)) for text in shown]
-            yield from map(parse_score, self.judge.respond(asked, 20))
+            shown = [ask(GRADED.format(prompt=text, answer=answer)) for text, answer in told]
+            asked = [Prompt(messages=(system, *one.messages)) for one in shown]
+            grades = [parse_score(answer) for answer in self.judge.respond(asked, 20)]
         else:
-            items = [
-                Item(behaviour.id, behaviour.query, answer, text) for text, answer in zip(texts, responses, strict=True)
-            ]
-            unsafe = (verdict.unsafe for verdict in self.judge.judge(items))
-            yield from (None if verdict is None else TOP_SCORE if verdict else 1 for verdict in unsafe)
+            items = [Item(behaviour.id, behaviour.query, answer, text) for text, answer in told]
+            unsafe = [verdict.unsafe for verdict in self.judge.judge(items)]
+            grades = [None if verdict is None else TOP_SCORE if verdict else 1 for verdict in unsafe]
+        count["judge_calls"] += len(prompts)
+        count["judge_unparseable"] += grades.count(None)
+        return [grade or 1 for grade in grades]
 
 
 def parse_proposal(prefill: str, answer: str) -> dict[str, str] | None:
