@@ -29,7 +29,10 @@ VERDICTS = (REPRODUCED, SAME_DIRECTION, NOT_REPRODUCED, NOT_TESTED)
 
 RELEASE_GAP = "The authors' own responses, scored by an offline judge instead of by hand."
 SMALL_GAP = "This run's own model after few steps on fictional crafts, instead of 7B to 70B on real requests."
-SEEDS_GAP = "The kept seeds: several trainings of the same model, with a budget of their own (notebook 05)."
+SEEDS_GAP = (
+    "Several trainings of the reference model on fictional crafts (the kept seeds of notebook 05), instead of 7B to "
+    "70B on real requests."
+)
 UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 
 GROUPS = {
@@ -200,15 +203,13 @@ def _measured(claim: Claim, results: Results) -> list[tuple[Rule, dict[str, Numb
     Where the kept seeds have numbers for the rule for small models, they stand for this run's own: several trainings
     say more than one.
     """
-    seeds = claim.small and claim.small.of_seeds()
-    sources: tuple[tuple[tuple[Rule | None, str], ...], ...] = (
-        ((claim.release, RELEASE_GAP),),
-        ((seeds, SEEDS_GAP), (claim.small, SMALL_GAP)),
-    )
     found = []
-    for source, positive in zip(sources, (REPRODUCED, SAME_DIRECTION), strict=True):
-        measured = ((rule, _terms(rule, results), positive, gap) for rule, gap in source if rule)
-        found += [(rule, numbers, said, gap) for rule, numbers, said, gap in measured if numbers][:1]
+    if claim.release and (numbers := _terms(claim.release, results)):
+        found.append((claim.release, numbers, REPRODUCED, RELEASE_GAP))
+    if claim.small:
+        for rule, gap in ((claim.small.of_seeds(), SEEDS_GAP), (claim.small, SMALL_GAP)):
+            if numbers := _terms(rule, results):
+                return [*found, (rule, numbers, SAME_DIRECTION, gap)]
     return found
 
 
