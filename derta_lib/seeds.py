@@ -35,14 +35,13 @@ class Seeds:
     """A kept file: when and where it was made, with which budget, and one record a seed, method and attack.
 
     A record's `kinds` (places in `evaluation.KINDS`) and `twins` (1 for a refused one) are strings of a digit a craft,
-    in the corpus's order. `remark` says what else has to be known of the file.
+    in the corpus's order.
     """
 
     date: str
     machine: Mapping[str, Any]
     request: Mapping[str, Any]
     records: pd.DataFrame
-    remark: str = ""
 
     @property
     def says(self) -> str:
@@ -52,9 +51,8 @@ class Seeds:
             f"Kept on {self.date}, made on {machine['gpu'] or machine['cpu']} in {machine['precision']} with "
             f"torch {machine['versions']['torch']}, finished at commit {str(machine['git']['sha'])[:7]}: "
             f"{self.records.seed.nunique()} seeds, {budget['steps']} steps at {budget['learning_rate']:g}, "
-            f"{budget['behaviours']} held-out crafts and their twins, {budget['max_new_tokens']} new tokens. "
-            f"{self.remark}"
-        ).strip()
+            f"{budget['behaviours']} held-out crafts and their twins, {budget['max_new_tokens']} new tokens."
+        )
 
     def rate(self, method: str, attacks: Sequence[str], outcome: str) -> Number:
         """A method's rate of one of the OUTCOMES over all seeds and attacks; n counts responses."""
@@ -84,7 +82,7 @@ def read_seeds(path: Path = KEPT) -> Seeds:
     """The kept figures, or those of another file that `derta seeds` has written."""
     kept = read_json(path)
     records = pd.DataFrame(kept["records"])
-    return Seeds(kept["date"], kept["machine"], kept["request"], records, kept.get("remark", ""))
+    return Seeds(kept["date"], kept["machine"], kept["request"], records)
 
 
 def begin(dtype: str) -> None:
