@@ -227,7 +227,8 @@ def static_batches(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int
 def generation(device: str, rounds: int, crafts: int, new_tokens: int) -> tuple[Results, dict[str, list[float]]]:
     """Tokens/s of greedy answers to the attack prompts, ours against static batches, and what the prompts share.
 
-    By default the real suite: 16 crafts and their twins under six attacks (192 prompts), 48 new tokens each.
+    By default the real suite: 16 crafts and their twins under six attacks (192 prompts), 48 new tokens each. A GPU,
+    whose first round takes twice as long, warms up.
     """
     plain = load_model(REFERENCE).to(device)
     target = LocalTarget(load_model(REFERENCE).to(device), load_tokenizer(REFERENCE), REFERENCE)
@@ -241,7 +242,8 @@ def generation(device: str, rounds: int, crafts: int, new_tokens: int) -> tuple[
         answers["static"] = static_batches(plain, prompts, new_tokens, target.stops)
 
     with torch.inference_mode():
-        taken = rounds_of({"static": static, "ours": with_ours}, rounds, device, "generation")
+        tasks = {"static": static, "ours": with_ours}
+        taken = rounds_of(tasks, rounds, device, "generation", warm_up=int(device == "cuda"))
     found: Results = {}
     for name, times in taken.items():
         made = sum(len(answer) + (len(answer) < new_tokens) for answer in answers[name])
@@ -270,8 +272,8 @@ def bench(
 
     Training: steps of `triples` triples (8 have as many tokens as a micro-batch of the book), `rounds` rounds; scaling
     takes three times as many, for its differences are smaller than what a shared machine varies by.
-    Generation: six attacks on the test split's first `crafts` crafts and their twins, `new_tokens` tokens an answer,
-    without warming up; a round takes over a minute.
+    Generation: six attacks on the test split's first `crafts` crafts and their twins, `new_tokens` tokens an answer; on
+    a CPU, where a round takes over a minute, without warming up.
 
     `device` is 'cpu' or 'cuda'; `model` may be 'llama3-8b' (random weights) beside what other commands take, and
     then generation is left out. Raises UsageError for a device that is not there.
@@ -282,16 +284,16 @@ def bench(
     request = {"model": model, "device": device, "triples": triples, "rounds": rounds}
     base = contenders.base_model(model, device)
     found = memory(model, base, device, triples)
-    parts = [training(base, device, triples, rounds)]
+    parts = {"train": training(base, device, triples, rounds)}
     gc.collect()
-    parts.append(scaling(base, device, 3 * rounds, 1e9 * parts[0][0]["machine/matrix_peak"].value))
+    parts["scaling"] = scaling(base, device, 3 * rounds, 1e9 * parts["train"][0]["machine/matrix_peak"].value)
     if model != contenders.LLAMA3_8B:
-        parts.append(generation(device, rounds, crafts, new_tokens))
+        parts["generate"] = generation(device, rounds, crafts, new_tokens)
         request |= {"crafts": crafts, "new_tokens": new_tokens}
     times: dict[str, list[float]] = {}
-    for numbers, taken in parts:
+    for part, (numbers, taken) in parts.items():
         found |= numbers
-        times |= taken
+        times |= {f"{part}/{name}": each for name, each in taken.items()}
     write_json(
         out,
         {

@@ -53,24 +53,26 @@ class Bench(SphinxDirective):
         for path in sorted(KEPT.glob("bench_*.json")):
             self.env.note_dependency(str(path))
             kept = read_json(path)
-            shown.append(nodes.paragraph("", machine_line(kept)))
+            shown.append(machine_line(kept))
             for part, title in PARTS.items():
                 if any(key.startswith(f"{part}/") for key in kept["numbers"]):
                     shown += [nodes.rubric("", title), part_table(part, kept["numbers"])]
         return shown or [nodes.paragraph("", "No measurement is kept; derta bench makes one.")]
 
 
-def machine_line(kept: dict[str, Any]) -> str:
-    """Where and when it was measured, and the machine's own matrix peak."""
+def machine_line(kept: dict[str, Any]) -> nodes.paragraph:
+    """When, how and where it was measured, and the machine's own matrix peak."""
     machine, request = kept["machine"], kept["request"]
     versions = ", ".join(f"{name} {machine['versions'][name]}" for name in ("torch", "transformers"))
     peak = Number(**kept["numbers"]["machine/matrix_peak"])
-    return (
-        f"Measured on {kept['date']}: {machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {versions}; "
-        f"model {request['model']} in {machine['precision']}, {request['triples']} triples a step, "
-        f"medians of {request['rounds']} rounds. "
+    asked = " ".join(f"--{name} {request[name]}" for name in ("model", "device", "triples", "rounds"))
+    told = (
+        f": {machine['gpu'] or machine['cpu']}, {machine['threads']} threads, {versions}, {machine['precision']}; "
+        "medians of the rounds, of three times as many for how the cost grows. "
         f"Matrix peak of the machine: {peak.value:,.0f} {peak.unit}."
     )
+    how = nodes.literal("", f"derta bench {asked}")
+    return nodes.paragraph("", "", nodes.Text(f"Measured on {kept['date']} with "), how, nodes.Text(told))
 
 
 def part_table(part: str, numbers: dict[str, dict[str, Any]]) -> nodes.table:

@@ -194,6 +194,10 @@ LABEL_PLACES = [
 ]
 
 
+LEADER = 16
+"""Pixels from a point beyond which a text needs a line to it."""
+
+
 def place_labels(
     figure: Figure,
     axes: Axes,
@@ -202,7 +206,8 @@ def place_labels(
 ) -> None:
     """Write each (text, method, x, y) at whichever place around its point covers least of what is already there.
 
-    `lines` are upright or level strokes, from point to point, that the texts keep off as well.
+    A line leads to the point from a text that had to stand apart. `lines` are upright or level strokes, from point to
+    point, that the texts keep off as well.
     """
     figure.draw_without_rendering()  # the layout must be settled before extents mean anything
     centres = axes.transData.transform([point[2:] for point in points])
@@ -224,7 +229,11 @@ def place_labels(
             strayed = min(_distance(box, centre) for centre in centres) < _distance(box, own) - 1
             return sum(_overlap(box, other) for other in taken) + 4 * outside + strayed * box.width * box.height
 
-        taken.append(_moved(label, min(LABEL_PLACES, key=cost)))
+        box = _moved(label, min(LABEL_PLACES, key=cost))
+        taken.append(box)
+        if _distance(box, own) > LEADER:
+            side_x, side_y = axes.transData.inverted().transform(np.clip(own, box.min, box.max))
+            axes.plot([x, side_x], [y, side_y], color=text_colour(method), lw=0.6)
 
 
 def _moved(label: Annotation, place: tuple[float, float, str]) -> Bbox:

@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback
 
-from derta_lib import lora, loss, tree
+from derta_lib import lora, loss, norm, tree
 from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
@@ -27,7 +27,7 @@ from derta_lib.records import cache_dir, code_key, content_key, read_json, write
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
 
 Example = Triple | Pair
-SOURCES = ("chat", "lora", "loss", "refusal", "supervision", "training", "tree")
+SOURCES = ("chat", "lora", "loss", "norm", "refusal", "supervision", "training", "tree")
 """Modules whose code decides what a checkpoint is."""
 
 
@@ -194,11 +194,14 @@ class Progress(TrainerCallback):
 
 
 def prepare(model: Any, recipe: Recipe) -> Any:
-    """The model as it is trained: LoRA on all linear layers (attention and MLP) or all parameters, tree attention."""
+    """The model as it is trained: LoRA on all linear layers (attention and MLP) or all parameters, tree attention,
+    norms with gradients by hand.
+    """
     if recipe.lora_rank:
         model = lora.adapted(model, recipe.lora_rank, recipe.lora_alpha)
     base = model.get_base_model() if recipe.lora_rank else model
     tree.use_tree_attention(base)
+    norm.by_hand(base)
     # The Trainer's wrappers (DDP, autocast) go through forward, so that is where the sites' losses are.
     model.forward = partial(loss.site_losses, base)
     return model

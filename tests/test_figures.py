@@ -161,6 +161,13 @@ def test_crowded_labels_do_not_cover_one_another():
     boxes = [text.get_window_extent() for text in figure.axes[0].texts]
     assert len(boxes) == len(points)
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+    to_data = figure.axes[0].transData.inverted()
+    drawn = [line.get_xydata() for line in figure.axes[0].lines]
+    for box, (_, _, x, y) in zip(boxes, points, strict=True):
+        own = figure.axes[0].transData.transform((x, y))
+        side = np.clip(own, box.min, box.max)
+        if np.hypot(*(side - own)) > style.LEADER:  # a line shows whose text it is
+            assert [ends for ends in drawn if np.allclose(ends, [(x, y), to_data.transform(side)])]
 
 
 def test_a_curve_of_one_item_is_drawn_without_a_band():

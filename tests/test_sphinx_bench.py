@@ -27,7 +27,7 @@ def test_the_page_shows_the_kept_numbers_and_their_machine(tmp_path, monkeypatch
         "precision": "float32",
         "versions": {"torch": "2.0", "transformers": "5.0"},
     }
-    request = {"model": "reference", "triples": 8, "rounds": 3}
+    request = {"model": "reference", "device": "cpu", "triples": 8, "rounds": 3}
     kept = {"date": "2026-01-02", "machine": machine, "request": request}
     write_json(tmp_path / "bench_cpu.json", kept | {"numbers": {key: vars(number) for key, number in numbers.items()}})
     monkeypatch.setattr(sphinx_bench, "KEPT", tmp_path)
@@ -40,9 +40,16 @@ def test_the_page_shows_the_kept_numbers_and_their_machine(tmp_path, monkeypatch
     )
     with docutils_namespace():
         Sphinx(source, source, tmp_path / "html", tmp_path / "trees", "html", status=None, warning=warnings).build()
-    text = re.sub(r"<[^>]+>|\s+", " ", (tmp_path / "html" / "index.html").read_text())
+    text = re.sub(r"(<[^>]+>|\s)+", " ", (tmp_path / "html" / "index.html").read_text())
     assert warnings.getvalue() == ""
-    for said in ("2026-01-02: Some CPU, 2 threads", "2,000 GFLOP/s", "1.50 triples/s", "62.5 %", "160.00 tokens/s"):
+    for said in (
+        "2026-01-02 with derta bench --model reference --device cpu",
+        "Some CPU, 2 threads",
+        "2,000 GFLOP/s",
+        "1.50 triples/s",
+        "62.5 %",
+        "160.00 tokens/s",
+    ):
         assert said in text
 
 

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from plain import CONFIGS, VOCABULARY, relative, tiny
 from torch.nn import functional as F
 
-from derta_lib import lora, tree
+from derta_lib import lora, norm, tree
 from derta_lib.errors import DertaError
 from derta_lib.loss import site_losses, weighted_sum
 from derta_lib.tree import Row, Site, pack, parts, use_tree_attention
@@ -121,7 +121,7 @@ def test_windows_matter() -> None:
 @pytest.mark.parametrize("adapters", [False, True])
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_training_mode(attention: str, adapters: bool, checkpointing: bool) -> None:
-    """LoRA is compared with PEFT's own, a frozen head's gradients with autograd's."""
+    """LoRA is compared with PEFT's own, gradients of norms and of a frozen head with autograd's."""
     models = []
     for ours in (True, False):
         base = model = tiny("llama", attention)
@@ -134,6 +134,7 @@ def test_training_mode(attention: str, adapters: bool, checkpointing: bool) -> N
         models.append((model.train(), base))
     (model, base), (plain, plain_base) = models
     use_tree_attention(base)
+    norm.by_hand(base)
     if checkpointing:
         base.activation_checkpointing_enable({"use_reentrant": False})
     same(model, base, plain, plain_base)
@@ -185,6 +186,42 @@ def test_lora_in_bfloat16_is_as_exact_as_pefts(family: str) -> None:
     assert torch.linalg.norm(theirs - right) < 0.1 * torch.linalg.norm(right)
     assert torch.linalg.norm(mine - right) <= 1.5 * torch.linalg.norm(theirs - right)
     assert torch.linalg.norm(found[0] - exact[0]) <= 1.5 * torch.linalg.norm(usual[0] - exact[0])
+
+
+BY_HAND = {"llama", "mistral", "mixtral", "qwen2", "qwen3", "phi3", "granite"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", CONFIGS)
+def test_norms_by_hand_are_the_models_own(family: str, dtype: torch.dtype) -> None:
+    """Forward to the last bit; gradients as far from those in float64 as autograd's are, or rounding in float32."""
+    model = tiny(family)
+    norms = {
+        name: module for name, module in model.named_modules() if name.endswith("norm") and hasattr(module, "weight")
+    }
+    draw = torch.Generator().manual_seed(0)
+    for module in norms.values():
+        torch.nn.init.normal_(module.weight, 1.0, 0.3, generator=draw)
+    own, mine = model.to(dtype), copy.deepcopy(model)
+    norm.by_hand(mine)
+    changed = {name for name in norms if "forward" in vars(mine.get_submodule(name))}
+    assert changed == (set(norms) if family in BY_HAND else set())
+    for name in changed:
+        module = own.get_submodule(name)
+        x, up = (torch.randn(2, 5, *module.weight.shape, generator=draw).to(dtype) for _ in range(2))
+        results = []
+        for forward in (module, mine.get_submodule(name)):
+            states = x.clone().requires_grad_()
+            output = forward(states)
+            results.append((output, *torch.autograd.grad(output, (states, forward.weight), up)))
+        assert torch.equal(results[0][0], results[1][0])
+        states, weight = x.double().requires_grad_(), module.weight.detach().double().requires_grad_()
+        exact = F.rms_norm(states, weight.shape, weight, module.variance_epsilon)
+        for usual, ours, right in zip(
+            *(r[1:] for r in results), torch.autograd.grad(exact, (states, weight), up.double()), strict=True
+        ):
+            assert ours.dtype == usual.dtype
+            assert relative(ours.double(), right) <= max(1e-6, 1.2 * relative(usual.double(), right))
 
 
 def test_shared_starts_are_computed_once_and_packs_have_no_padding() -> None:
