@@ -27,9 +27,8 @@ from derta_lib.runs import check_name, merge, versions
 CELL_TIMEOUT = 4 * 3600  # seconds
 INSTALL_LINE = 'source = os.environ.get("DERTA_SOURCE", "")'  # of the first cell; a published copy knows its repository
 _LIBRARY = Path(__file__).parent
-_DATA = (".json", ".jsonl", ".yaml", ".csv")
-_PAGES_ONLY = ("claims", "bench_")
-_IMPORT = re.compile(r"(?:from|import) derta_lib((?:\.\w+)*)(?: import (\([^)]*\)|[^\n]*))?")
+_SOURCES = (".py", ".json", ".jsonl", ".yaml", ".csv", ".safetensors")
+_PAGES_ONLY = ("claims", "bench_", "sphinx_", "book", "pages", "cli", "compare")
 
 
 def build_book(root: Path, profile: str, settings: Sequence[str], name: str) -> Path:
@@ -140,29 +139,16 @@ def check_executed(notebook: Path) -> None:
 
 def _execution_key(notebook: Path, parameters: Mapping[str, Value], root: Path) -> str:
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_json(notebook)["cells"]]
-    files = library_files("\n".join(source for source, kind in cells if kind == "code"))
-    code = {str(path.relative_to(_LIBRARY)): file_sha256(path) for path in files}
+    code = {str(path.relative_to(_LIBRARY)): file_sha256(path) for path in library_files()}
     used = {name: value for name, value in parameters.items() if name != RUN_DIR}
     data = {name: _listing(root / value) for name, value in used.items() if isinstance(value, str) and value}
     return content_key(cells, used, data, code, versions())
 
 
-def library_files(code: str) -> list[Path]:
-    """Files of the library that `code` depends on: the modules it imports, theirs in turn, and all data files but those
-    that only pages of prose show.
-    """
-    found = {path for path in _LIBRARY.rglob("*") if path.suffix in _DATA and not path.stem.startswith(_PAGES_ONLY)}
-    texts = [code]
-    while texts:
-        for base, names in _IMPORT.findall(texts.pop()):
-            parts = [base.strip("."), *(f"{base}.{name}".strip(".") for name in re.findall(r"\w+", names))]
-            for part in parts:
-                path = _LIBRARY / part.replace(".", "/")
-                for file in (path.with_suffix(".py"), path / "__init__.py"):
-                    if file.exists() and file not in found:
-                        found.add(file)
-                        texts.append(file.read_text(encoding="utf-8"))
-    return sorted(found)
+def library_files() -> list[Path]:
+    """Files of the library that a notebook may depend on: code and data, but for those that only make pages."""
+    files = (path for path in _LIBRARY.rglob("*") if path.suffix in _SOURCES and not path.stem.startswith(_PAGES_ONLY))
+    return sorted(files)
 
 
 def _listing(path: Path) -> list[Any]:

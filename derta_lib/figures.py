@@ -27,7 +27,6 @@ from derta_lib.style import (
     ink_on,
     methods_in,
     percent_axis,
-    place_labels,
     row_axes,
     text_colour,
 )
@@ -55,7 +54,7 @@ def _curves(axes: Axes, frame: pd.DataFrame, column: str, steps_to: float | None
             # a single item has no interval (None): no band there
             band = rows["position"], rows["low"].astype(float), rows["high"].astype(float)
             axes.fill_between(*band, step="post" if stepped else None, color=colour, alpha=0.16, lw=0)
-        ends.append((name, float(rows["position"].iloc[-1]), float(rows[column].iloc[-1])))
+        ends.append((METHODS[name].label, name, float(rows["position"].iloc[-1]), float(rows[column].iloc[-1])))
     end_labels(axes, ends)
 
 
@@ -197,10 +196,7 @@ def trade_off(frame: pd.DataFrame) -> Figure:
     axes.set_title("Lower left is better")
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
-    bars = [((row["benign_low"], row["asr"]), (row["benign_high"], row["asr"])) for _, row in frame.iterrows()]
-    bars += [((row["benign"], row["asr_low"]), (row["benign"], row["asr_high"])) for _, row in frame.iterrows()]
-    points = list(frame[["label", "method", "benign", "asr"]].itertuples(index=False, name=None))
-    place_labels(figure, axes, points, bars)
+    end_labels(axes, list(frame[["label", "method", "benign", "asr"]].itertuples(index=False, name=None)))
     return figure
 
 
@@ -314,7 +310,7 @@ def training_curves(frame: pd.DataFrame) -> Figure:
         for name in methods_in(part):
             rows = part[part["method"] == name].sort_values("step")
             axes.plot(rows["step"], rows["loss"], color=METHODS[name].colour, lw=1.8)
-            ends.append((name, float(rows["step"].iloc[-1]), float(rows["loss"].iloc[-1])))
+            ends.append((METHODS[name].label, name, float(rows["step"].iloc[-1]), float(rows["loss"].iloc[-1])))
         axes.set(
             title=f"{term} (nats a token)",
             ylim=(0, None),

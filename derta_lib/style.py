@@ -18,9 +18,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
 from matplotlib.ticker import PercentFormatter
-from matplotlib.transforms import Bbox
 from scipy.optimize import isotonic_regression
 
 from derta_lib import paper
@@ -154,14 +152,13 @@ def spread(positions: Sequence[float], gap: float, low: float, high: float) -> l
     return [float(value) for value in result]
 
 
-def end_labels(axes: Axes, ends: Sequence[tuple[str, float, float]]) -> None:
-    """Name each method (method, x, y) beside the end of its curve, moved apart where the names would meet."""
+def end_labels(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> None:
+    """Write each (text, method, x, y) in the right margin, moved apart where texts would meet, with a line to it."""
     low, high = axes.get_ylim()
-    levels = spread([y for _, _, y in ends], 0.07 * (high - low) * 250 / (axes.get_window_extent().height), low, high)
-    for (method, x, y), level in zip(ends, levels, strict=True):
-        style = METHODS[method]
+    levels = spread([y for *_, y in ends], 0.07 * (high - low) * 250 / (axes.get_window_extent().height), low, high)
+    for (text, method, x, y), level in zip(ends, levels, strict=True):
         axes.annotate(
-            style.label,
+            text,
             (x, y),
             xytext=(1.03, level),
             textcoords=("axes fraction", "data"),
@@ -169,7 +166,14 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, float, float]]) -> None:
             color=text_colour(method),
             weight="bold",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": style.colour, "lw": 0.8, "shrinkA": 0, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": METHODS[method].colour,
+                "lw": 0.8,
+                "ls": ":",
+                "shrinkA": 0,
+                "shrinkB": 0,
+            },
         )
 
 
@@ -178,74 +182,3 @@ def row_axes(axes: Axes, count: int, limits: tuple[float, float]) -> None:
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     percent_axis(axes.xaxis)
-
-
-LABEL_PLACES = [
-    (dx * ring, dy * ring, side)
-    for ring in (9, 20, 32, 46)
-    for dx, dy, side in (
-        (1, 0.6, "left"),
-        (-1, 0.6, "right"),
-        (1, -1.3, "left"),
-        (-1, -1.3, "right"),
-        (0, 1.0, "center"),
-        (0, -1.9, "center"),
-    )
-]
-
-
-LEADER = 16
-"""Pixels from a point beyond which a text needs a line to it."""
-
-
-def place_labels(
-    figure: Figure,
-    axes: Axes,
-    points: Sequence[tuple[str, str, float, float]],
-    lines: Sequence[tuple[tuple[float, float], tuple[float, float]]] = (),
-) -> None:
-    """Write each (text, method, x, y) at whichever place around its point covers least of what is already there.
-
-    A line leads to the point from a text that had to stand apart. `lines` are upright or level strokes, from point to
-    point, that the texts keep off as well.
-    """
-    figure.draw_without_rendering()  # the layout must be settled before extents mean anything
-    centres = axes.transData.transform([point[2:] for point in points])
-    taken = [Bbox.from_bounds(x - 7, y - 7, 14, 14) for x, y in centres]
-    for ends in lines:
-        (x0, y0), (x1, y1) = axes.transData.transform(ends)
-        taken.append(Bbox.from_extents(min(x0, x1) - 2, min(y0, y1) - 2, max(x0, x1) + 2, max(y0, y1) + 2))
-    inside = axes.get_window_extent()
-    for text, method, x, y in points:
-        label = axes.annotate(
-            text, (x, y), xytext=(0, 0), textcoords="offset points", color=text_colour(method), size=9
-        )
-
-        own = axes.transData.transform((x, y))
-
-        def cost(place: tuple[float, float, str], label: Annotation = label, own: np.ndarray = own) -> float:
-            box = _moved(label, place)
-            outside = box.width * box.height - _overlap(box, inside)
-            strayed = min(_distance(box, centre) for centre in centres) < _distance(box, own) - 1
-            return sum(_overlap(box, other) for other in taken) + 4 * outside + strayed * box.width * box.height
-
-        box = _moved(label, min(LABEL_PLACES, key=cost))
-        taken.append(box)
-        if _distance(box, own) > LEADER:
-            side_x, side_y = axes.transData.inverted().transform(np.clip(own, box.min, box.max))
-            axes.plot([x, side_x], [y, side_y], color=text_colour(method), lw=0.6)
-
-
-def _moved(label: Annotation, place: tuple[float, float, str]) -> Bbox:
-    label.set(position=place[:2], ha=place[2])
-    return label.get_window_extent()
-
-
-def _distance(box: Bbox, point: np.ndarray) -> float:
-    """From a point to the nearest spot of a box."""
-    return float(np.hypot(*(np.clip(point, box.min, box.max) - point)))
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-    return max(0.0, width) * max(0.0, height)
