@@ -111,6 +111,8 @@ def _from_row(row: dict[str, Any], where: str) -> Behaviour:
     texts = [name for name in COLUMNS if name not in ("benign", "steps") and not isinstance(values.get(name, ""), str)]
     if texts or not all(isinstance(step, str) for step in values["steps"]):
         raise DertaError(f"{where}: '{(texts or ['steps'])[0]}' must be text.")
+    if blank := [name for name in ("declarative", "harmful") if name in values and not values[name].strip()]:
+        raise DertaError(f"{where}: '{blank[0]}' is nothing but white space; give it text or leave it out.")
     return Behaviour(**values)
 
 

@@ -116,7 +116,10 @@ def written(tokenizer: Any, turns: Sequence[Message], open_answer: bool = True) 
 def plain_ids(tokenizer: Any, prompt: Prompt) -> list[int] | None:
     """Ids of a prompt that opens no answer of a chat: raw text, or a whole conversation; None for any other."""
     if prompt.raw is not None:
-        return tokenizer(prompt.raw).input_ids
+        whole, bare = (tokenizer(prompt.raw, add_special_tokens=special).input_ids for special in (True, False))
+        starts = (i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare)
+        # without what the tokenizer puts behind a text, such as its end: the model is to go on
+        return whole[: next(starts, 0) + len(bare)]
     if prompt.messages[-1]["role"] == "assistant":
         return tokenizer(written(tokenizer, prompt.messages), add_special_tokens=False).input_ids
     return None

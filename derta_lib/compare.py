@@ -10,6 +10,7 @@ another training would differ, `derta seeds` tells.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def summary(changes: Sequence[Change]) -> str:
 
 def write_page(first: Path, second: Path, changes: Sequence[Change]) -> Path:
     """`compare-<first>.html` in the second run's folder: one table, changes first, needing nothing beside it."""
-    title = f"{second.name} compared with {first.name}"
+    title = escape(f"{second.name} compared with {first.name}")
     columns = ["result", first.name, second.name, "difference", "interval", "verdict"]
     ordered = [row(change) for change in sorted(changes, key=lambda change: change.sign == 0)]
     table = pd.DataFrame(ordered, columns=columns).to_html(index=False, border=0)

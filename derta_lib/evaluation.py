@@ -66,7 +66,7 @@ def responses(model: str, suite: Suite, attacker: str = "", **budgets: Any) -> p
             build(
                 name,
                 max_new_tokens=suite.max_new_tokens,
-                cut=target.chat.cut,
+                cut=lambda text, tokens: target.chat.cut(text, tokens),
                 demonstrations=suite.demonstrations,
                 k=3,
                 attacker=writing,

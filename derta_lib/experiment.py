@@ -43,9 +43,9 @@ def load_data(data: str, seed: int) -> Corpus:
 def with_twins(behaviours: Sequence[Behaviour], count: int) -> tuple[Behaviour, ...]:
     """The first `count` requests that are not benign, then their twins, or as many others where none is named."""
     asked = [b for b in behaviours if not b.benign][:count]
-    twins = {b.twin for b in asked}
+    ids, twins = {b.id for b in asked}, {b.twin for b in asked}
     benign = [b for b in behaviours if b.benign]
-    return (*asked, *([b for b in benign if b.id in twins] or benign[:count]))
+    return (*asked, *([b for b in benign if b.id in twins or b.twin in ids] or benign[:count]))
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,12 @@ def experiment(
 ) -> Experiment:
     """An experiment from the parameters that all notebooks share.
 
-    Raises UsageError for data without a request of either kind, since nothing could be said of attacks or their price,
-    and for a request without a response to prefill.
+    Raises UsageError for nothing to ask or to answer with, for data without a request of either kind, since nothing
+    could be said of attacks or their price, and for a request without a response to prefill.
     """
+    for name, value in {"behaviours": behaviours, "max_new_tokens": max_new_tokens}.items():
+        if value < 1:
+            raise UsageError(f"{name} is {value}; it must be 1 or more.")
     recipe, corpus = Recipe(steps=steps, learning_rate=learning_rate, seed=seed), load_data(data, seed)
     for kind, held in {"harmful": False, "benign": True}.items():
         if all(behaviour.benign is not held for behaviour in corpus.behaviours["test"]):

@@ -79,6 +79,7 @@ def row_losses(model: Any, rows: Sequence[Row]) -> list[torch.Tensor]:
     losses: list[torch.Tensor] = []
     for batch in _filled(rows, _added, PACK_TOKENS):
         packed = site_losses(model, pack([[row] for row in batch])).cpu()
+        _refuse_nan(model, packed)
         losses.extend(packed.split([len(row.sites) for row in batch]))
     return losses
 
@@ -89,7 +90,17 @@ def row_states(model: Any, rows: Sequence[Row]) -> Iterator[torch.Tensor]:
     for batch in _filled(rows, _added, PACK_TOKENS):
         packed = pack([[row] for row in batch])
         states = hidden_states(model, packed).float().cpu()
+        _refuse_nan(model, states)
         yield from (states[torch.from_numpy(path)] for path in packed.paths)
+
+
+def _refuse_nan(model: Any, numbers: torch.Tensor) -> None:
+    """Raise DertaError for a model that computes NaN, whose answers would be empty and look safe."""
+    if numbers.isnan().any():
+        raise DertaError(
+            f"The model '{model.name_or_path or model.config.model_type}' computes NaN, so it answers nothing; its "
+            "weights are damaged, or its training diverged."
+        )
 
 
 def _added(before: Row | None, row: Row) -> int:
@@ -142,7 +153,8 @@ def _decode(
     numbers = [number for plan in bins for number in plan.prompts]
     going = [True] * len(numbers)
     for step in range(max_new_tokens):
-        tokens = site_logits(model, states).max(-1).indices  # argmax, several times as fast in bf16
+        likeliest, tokens = site_logits(model, states).max(-1)  # several times as fast as argmax in bf16
+        _refuse_nan(model, likeliest)
         for row, token in enumerate(tokens.tolist()):
             going[row] = going[row] and token not in stops
             if going[row]:

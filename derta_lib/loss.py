@@ -10,23 +10,16 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from derta_lib.errors import DertaError
-from derta_lib.tree import TASKS, Pack, hidden_states
+from derta_lib.tree import TASKS, TOO_LARGE, Pack, hidden_states
 
 CHUNK = 256
 """Sites whose logits a CPU holds at once; a GPU, idle on so few, holds four times as many."""
 CACHED = 4
 """Sites whose float32 probabilities stay in a core's cache; a GPU takes a whole chunk's at once."""
-TOO_LARGE = (
-    "Token id {} lies outside the model's {} of {} rows; "
-    "the tokenizer has more tokens than the model: resize the embeddings or take the model's own tokenizer."
-)
 
 
 def site_losses(model: Any, packed: Pack) -> torch.Tensor:
     """−log P(target) in nats at every site of a pack, float32 [S]."""
-    rows = model.get_input_embeddings().weight.shape[0]
-    if (largest := int(packed.ids.max())) >= rows:
-        raise DertaError(TOO_LARGE.format(largest, "embeddings", rows))
     hidden = hidden_states(model, packed)
     return cross_entropy(model, hidden[packed.sites.to(hidden.device)], packed.targets)
 

@@ -60,6 +60,8 @@ def _temporary(path: Path) -> tuple[int, str]:
     try:
         if path.is_dir():
             raise UsageError(f"{path}: this is a folder; name a file to write.")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"{path}: this is no file but a device or pipe; name a file to write.")
         path.parent.mkdir(parents=True, exist_ok=True)
         return tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
@@ -68,7 +70,7 @@ def _temporary(path: Path) -> tuple[int, str]:
 
 def write_text(path: Path | str, text: str) -> Path:
     """Write `text` under a temporary name, then rename: a reader sees the old file or the new one."""
-    path = Path(path)
+    path = Path(path).resolve()  # behind a link, the file that it leads to
     descriptor, temporary = _temporary(path)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as handle:

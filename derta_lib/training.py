@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from derta_lib import lora, loss, norm, tree
 from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
-from derta_lib.errors import UsageError
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.models import CHECKPOINT_CARD, REFERENCE, load_model, load_tokenizer, model_key, precision, resolve
 from derta_lib.records import cache_dir, code_key, content_key, read_json, write_json
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
@@ -58,8 +58,10 @@ class Recipe:
     def __post_init__(self) -> None:
         least = {"steps": 1, "triples": 1, "helpful": 0, "lora_rank": 0, "max_length": 2, "micro_batch": 1, "seed": 0}
         for name, low in least.items():
-            if getattr(self, name) < low:
-                raise UsageError(f"{name} is {getattr(self, name)}; it must be {low} or more.")
+            if type(value := getattr(self, name)) is not int:
+                raise UsageError(f"{name} is {value!r}; it must be a whole number.")
+            if value < low:
+                raise UsageError(f"{name} is {value}; it must be {low} or more.")
         if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite.")
         if self.seed >= 2**32:
@@ -164,6 +166,11 @@ class SiteTrainer(Trainer):
         total, found = loss.micro_batch_sum(model, inputs["packs"], self.trained)
         for losses, packed in zip(found, inputs["packs"], strict=True):
             for task, of_task in loss.task_sums(losses, packed).items():
+                if not math.isfinite(of_task[0]):
+                    raise DertaError(
+                        f"The {task} loss is {of_task[0]} at step {self.state.global_step + 1}: the training diverged; "
+                        "lower learning_rate."
+                    )
                 self.task_losses.setdefault(task, []).append(of_task)
         # DDP averages gradients over processes, the objective sums them
         return total * self.args.world_size / num_items_in_batch
@@ -215,7 +222,8 @@ def trainer_arguments(kind: type[Arguments], work: Path, recipe: Recipe, **given
     arguments = kind(
         output_dir=str(work),
         max_steps=recipe.steps,
-        warmup_steps=recipe.warmup,
+        # warming up begins at a learning rate of 0, which would be wasted on a run of a few steps
+        warmup_steps=recipe.warmup if recipe.warmup * recipe.steps >= 1 else 0,
         lr_scheduler_type="cosine",
         train_sampling_strategy="sequential",
         use_cpu=not torch.cuda.is_available(),
@@ -261,7 +269,7 @@ def places(name: str, key: str, model: str) -> tuple[Path, Path, dict[str, Any]]
     folder = cache_dir() / "checkpoints" / f"{name}-{key}"
     base = model if model == REFERENCE else resolve(model)  # a name that means the same in any working directory
     adapter = folder / "adapter_config.json"
-    if adapter.exists() and (config := read_json(adapter))["base_model_name_or_path"] != base:
+    if adapter.exists() and (config := read_json(adapter)).get("base_model_name_or_path") != base:
         write_json(adapter, config | {"base_model_name_or_path": base})
     return folder, cache_dir() / "unfinished" / key, {"key": key, "base": base}
 
@@ -269,7 +277,8 @@ def places(name: str, key: str, model: str) -> tuple[Path, Path, dict[str, Any]]
 def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -> Path:
     """Train `model` by `recipe`; the checkpoint folder (safetensors) is cached by the content of all inputs.
 
-    An interrupted run resumes from its last saved step and gives the same weights. The folder's `derta.json`
+    An interrupted run resumes from its last saved step and gives the same weights. Raises DertaError for a loss that
+    is not finite. The folder's `derta.json`
     holds the recipe, the log (loss a term and step, in nats) and the counts of what was cut.
     """
     folder, work, card = places(recipe.method, checkpoint_key(recipe, model, triples, pairs), model)
@@ -301,7 +310,11 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     )
     trainer.remove_callback(PrinterCallback)
     packs.parts = side_by_side(prepared)
-    trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    except DertaError:  # it diverged; nothing is left to go on from
+        shutil.rmtree(work, ignore_errors=True)
+        raise
     if trainer.is_world_process_zero():
         save(trainer, folder, tokenizer, recipe, card, tree.TASKS)
     trainer.accelerator.wait_for_everyone()

@@ -153,6 +153,10 @@ def parts(groups: Sequence[Sequence[Row]], most: int) -> list[Pack]:
     return [pack(share) for share in shares]
 
 
+TOO_LARGE = (
+    "Token id {} lies outside the model's {} of {} rows; "
+    "the tokenizer has more tokens than the model: resize the embeddings or take the model's own tokenizer."
+)
 TILE = 256
 """Query tokens of a tile at most: bounds the scores held at once, and skips the keys that come after them."""
 
@@ -329,9 +333,12 @@ def use_tree_attention(model: Any) -> None:
 def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
     """Last hidden states [L, d] of a pack; position ids restart at every fork, attention follows the branches.
 
-    Raises DertaError for a row that is longer than the model's context.
+    Raises DertaError for a row that is longer than the model's context, and for a token that it has no embedding for.
     """
     check_length(model, int(packed.positions.max()) + 1)
+    rows = model.get_input_embeddings().weight.shape[0]
+    if (largest := int(packed.ids.max())) >= rows:
+        raise DertaError(TOO_LARGE.format(largest, "embeddings", rows))
     output = model.get_decoder()(
         input_ids=packed.ids[None].to(model.device),
         position_ids=packed.positions[None].to(model.device),

@@ -14,6 +14,7 @@ from derta_lib.attacks.run import attack
 from derta_lib.chat import Prompt
 from derta_lib.data import Behaviour, Triple
 from derta_lib.errors import DertaError, UsageError
+from derta_lib.records import write_jsonl
 
 SINGLE_TURN = ("direct", "prefilling-2", "completingattack", "selfcipher", "codeattack", "jailbreakchat")
 DEMONSTRATIONS = tuple(Triple(f"t{n}", f"Question {n}?", "No.", f"1. Take part {n}.\n2. Turn it.") for n in range(6))
@@ -47,7 +48,7 @@ def words_cut(text: str, n: int) -> str:
 
 
 def make(name, **other):
-    return attacks.build(name, max_new_tokens=40, cut=words_cut, demonstrations=DEMONSTRATIONS, **other)
+    return attacks.build(name, **{"max_new_tokens": 40, "cut": words_cut, "demonstrations": DEMONSTRATIONS} | other)
 
 
 def prompts_of(name, behaviours=BEHAVIOURS, seed=0, **other):
@@ -123,11 +124,17 @@ def test_completingattack_is_raw_text_and_the_others_are_one_user_turn():
         assert all(p.raw is None and [m["role"] for m in p.messages] == ["user"] for p in prompts_of(name))
 
 
-@pytest.mark.parametrize(
-    ("depth", "expected"), [(0, ""), (1, "Sure: "), (3, "Sure: fold 0 "), (99, BEHAVIOURS[0].harmful)]
-)
+@pytest.mark.parametrize(("depth", "expected"), [(1, "Sure: "), (3, "Sure: fold 0 "), (99, BEHAVIOURS[0].harmful)])
 def test_prefilling_gives_the_first_tokens_of_the_harmful_response(depth, expected):
     assert prompts_of(f"prefilling-{depth}")[0].prefill == expected
+
+
+def test_prefilling_that_would_prefill_nothing_is_refused():
+    """As by a tokenizer that writes other letters than it reads."""
+    with pytest.raises(UsageError, match=f"prefilling-4: .* of '{BEHAVIOURS[0].id}' as it stands"):
+        prompts_of("prefilling-4", cut=lambda text, tokens: "")
+    with pytest.raises(UsageError, match="attack 'prefilling-0': there is none of this name"):
+        prompts_of("prefilling-0")
 
 
 def test_prefilling_needs_a_harmful_response():
@@ -255,6 +262,21 @@ def test_killed_in_the_middle_of_a_call_nothing_finished_is_asked_again(tmp_path
     asked += last.asked
     assert len(asked) == len(set(map(repr, asked))) == 15
     assert part.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_another_run_in_the_same_folder_takes_nothing_away(tmp_path):
+    """It begins the file anew while the first one is writing."""
+    records = run(tmp_path / "whole.jsonl")
+    out = tmp_path / "out.jsonl"
+
+    class Disturbed(Echo):
+        def respond(self, prompts, max_new_tokens):
+            if not self.asked:
+                write_jsonl(out, [])
+            return super().respond(prompts, max_new_tokens)
+
+    assert run(out, Disturbed()) == records
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
 def test_prompts_of_single_turn_attacks_go_in_one_call_for_each_length(tmp_path):

@@ -74,6 +74,8 @@ def test_csv_and_jsonl_give_the_same_behaviours(tmp_path):
         ("a.csv", 'query\n"x" y\n', "a.csv, line 2: not valid CSV"),
         ("a.csv", "question\nx\n", "a.csv, line 2: unknown column 'question'"),
         ("a.csv", "query,id\n ,1\n", "a.csv, line 2: 'query' is missing, empty"),
+        ("a.jsonl", '{"query": "x", "declarative": " "}', "a.jsonl, line 1: 'declarative' is nothing but white space"),
+        ("a.jsonl", '{"query": "x", "harmful": "\\n"}', "a.jsonl, line 1: 'harmful' is nothing but white space"),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, said):

@@ -1,6 +1,7 @@
 """Every attack against a real (tiny, random) model in a folder, as `derta attack` runs them."""
 
 import json
+import shutil
 from dataclasses import asdict
 
 import pytest
@@ -55,6 +56,15 @@ def test_every_attack_runs_and_a_second_run_asks_nothing(folder, behaviours, tmp
     monkeypatch.setattr("derta_lib.generation.LocalTarget.respond", fail)
     again = attack_command(folder, NAMES, behaviours, tmp_path / "a", attacker=folder, max_new_tokens=6, **BUDGETS)
     assert again.read_bytes() == data
+
+
+def test_a_model_without_a_template_can_be_given_plain_text(folder, behaviours, tmp_path):
+    bare = shutil.copytree(folder, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    path = attack_command(str(bare), ["completingattack"], behaviours, tmp_path / "a", max_new_tokens=2)
+    assert len(path.read_text().splitlines()) == 2
+    with pytest.raises(DertaError, match="has no chat template"):
+        attack_command(str(bare), ["prefilling-4"], behaviours, tmp_path / "b", max_new_tokens=2)
 
 
 def test_an_attacker_that_was_trained_again_is_another_request(folder, behaviours, tmp_path):

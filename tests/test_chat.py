@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from real_tokenizers import FAMILIES, tokenizer
 
-from derta_lib.chat import Prompt, ask, chat_of
+from derta_lib.chat import Prompt, ask, chat_of, plain_ids
 from derta_lib.errors import DertaError
 
 pytestmark = pytest.mark.slow
@@ -52,6 +52,24 @@ def test_text_goes_on_as_it_would_be_read(family: str) -> None:
         ids += chat.continuation_ids("Sorry, I stop.", ids[-1])
         glue = "" if start[-1].isspace() else " "
         assert real.decode(chat.prompt_ids(ask(QUERY)) + ids).endswith(f"{start}{glue}Sorry, I stop.")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_raw_text_ends_open_whatever_a_tokenizer_puts_around_texts(family: str) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    usual = tokenizer(family)
+    closing = copy.deepcopy(usual)
+    marks = [
+        (name, closing.convert_tokens_to_ids(name))
+        for name in (closing.bos_token or closing.eos_token, closing.eos_token)
+    ]
+    closing.backend_tokenizer.post_processor = TemplateProcessing(f"{marks[0][0]} $A {marks[1][0]}", None, marks)
+    text = "Here is how to fold a kite:\nStep 1:"
+    bare = usual(text, add_special_tokens=False).input_ids
+    assert closing(text).input_ids == [marks[0][1], *bare, marks[1][1]]
+    assert plain_ids(closing, Prompt(raw=text)) == [marks[0][1], *bare]
+    assert plain_ids(usual, Prompt(raw=text)) == usual(text).input_ids
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -99,7 +99,7 @@ def test_the_same_items_are_paired(tmp_path):
     assert change.difference.value == pytest.approx(30)
     assert change.difference.low > 0  # six of twenty changed, all one way
     (none,) = compare.compare(a, run(tmp_path / "c", 0.5, items=dict(base)))
-    assert (none.difference.low, none.difference.high, none.sign) == (0, 0, 0)
+    assert (none.difference.value, none.difference.low, none.sign) == (0, -none.difference.high, 0)
 
 
 def test_a_results_file_is_read_as_it_stands_unless_a_part_is_newer(tmp_path):
@@ -226,6 +226,13 @@ def test_compare_writes_a_page_and_fails_on_worse(tmp_path):
     assert "b got worse than a in asr/derta/direct" in failed.stderr
     assert derta("compare", "b", "a", "--fail-on", "asr", cwd=tmp_path).returncode == 0
     assert derta("compare", "a", "zz", cwd=tmp_path).returncode == 2
+
+
+def test_a_runs_name_is_escaped_on_the_page(tmp_path):
+    first, second = run(tmp_path / "a", 0.1), run(tmp_path / "x<b>y", 0.2)
+    page = compare.write_page(first, second, compare.compare(first, second)).read_text()
+    assert "x&lt;b&gt;y compared with a" in page
+    assert "<b>" not in page
 
 
 def test_changed_units_are_an_error(tmp_path):

@@ -12,7 +12,7 @@ from tiny import tiny_folder
 from derta_lib import cache, generation
 from derta_lib.cache import plan_bins
 from derta_lib.chat import Prompt, ask
-from derta_lib.errors import UsageError
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.generation import LocalTarget, generate, row_losses
 from derta_lib.tree import Row, Site, use_tree_attention
 
@@ -54,6 +54,28 @@ def test_same_tokens_as_generate(family: str, attention: str | None) -> None:
     stopped = [wanted(plain, ids, 14, stops) for ids in prompts()]
     assert len({len(answer) for answer in stopped}) > 1
     assert generate(model, prompts(), 14, stops) == stopped
+
+
+def test_a_model_that_computes_nan_is_refused() -> None:
+    """Its answers would be empty, and look safe."""
+    model = tiny("llama")
+    use_tree_attention(model)
+    with torch.no_grad():
+        model.get_decoder().norm.weight[3] = torch.nan
+    for ask_it in (
+        lambda: generate(model, prompts(), 4, set()),
+        lambda: row_losses(model, [Row((5, 6, 7), (Site(1, 7, 1.0, "mle"),))]),
+        lambda: list(generation.row_states(model, [Row((5, 6, 7))])),
+    ):
+        with pytest.raises(DertaError, match="'llama' computes NaN"):
+            ask_it()
+
+
+def test_a_token_that_the_model_lacks_is_named() -> None:
+    model = tiny("llama")
+    use_tree_attention(model)
+    with pytest.raises(DertaError, match=f"Token id {VOCABULARY} lies outside the model's embeddings"):
+        generate(model, [[5, VOCABULARY]], 4, set())
 
 
 def test_small_batches_and_packs_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Users' files: whatever is wrong with one, a sentence names the file and its line."""
 
 import json
+import os
 import re
 
 import pytest
@@ -116,6 +117,13 @@ def test_an_experiment_asks_harmful_and_benign_requests(tmp_path):
     study = begin(bad, *good)
     assert [b.id for b in study.attacked()] == ["a", "b"]
     assert [b.id for b in begin(bad | {"twin": "c"}, *good).attacked()] == ["a", "c"]
+    named = [row | {"twin": twin} for row, twin in zip(good, ("z", "a"), strict=True)]
+    assert [b.id for b in begin(bad, *named).attacked()] == ["a", "c"]  # named on the benign side alone
+    for name, (crafts, tokens) in {"behaviours": (0, 4), "max_new_tokens": (1, -1)}.items():
+        with pytest.raises(UsageError, match=f"{name} is .*; it must be 1 or more"):
+            experiment("reference", "", 0, 2, 1e-3, crafts, tokens)
+    with pytest.raises(UsageError, match="steps is 'twenty'; it must be a whole number"):
+        experiment("reference", "", 0, "twenty", 1e-3, 1, 4)
     with pytest.raises(UsageError, match=r"method .dertaa. is not known; the methods are base, vanilla, .*, dpo"):
         study.checkpoint("dertaa")
 
@@ -208,6 +216,17 @@ def test_nothing_is_written_over_a_folder(tmp_path):
         judge_file(source, tmp_path)
     with pytest.raises(UsageError, match="this is a folder"):
         write_text(tmp_path, "x")
+
+
+def test_a_device_stays_and_a_link_leads_on(tmp_path):
+    pipe, link, file = tmp_path / "pipe", tmp_path / "link", tmp_path / "file"
+    os.mkfifo(pipe)
+    with pytest.raises(UsageError, match="no file but a device or pipe"):
+        write_text(pipe, "x")
+    link.symlink_to(file)
+    write_text(link, "x")
+    assert link.is_symlink()
+    assert file.read_text() == "x"
 
 
 @pytest.mark.parametrize("torn", [b'{"id": "b', b'{"id": "\xe2\x80', b"\xff"])

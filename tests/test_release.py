@@ -384,7 +384,8 @@ def test_an_average_draws_questions_and_takes_each_attacks_own_rate() -> None:
     responses = open_scores().responses
     of = responses[(responses["model"] == "LLaMA3-70B") & (responses["method"] == "vanilla")]
     whole = release_tables.average(of.assign(unsafe=True))
-    assert (whole.value, whole.low, whole.high, whole.n) == (1, 1, 1, 900)
+    assert (whole.value, whole.high, whole.n) == (1, 1, 900)
+    assert whole.low ** of.question.nunique() == pytest.approx(0.025)
     # the same by a resample at a time
     table = (
         of.dropna(subset="unsafe").astype({"unsafe": float}).pivot(index="question", columns="attack", values="unsafe")

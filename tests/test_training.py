@@ -22,7 +22,7 @@ from derta_lib import loss, training, tree
 from derta_lib.chat import chat_of
 from derta_lib.corpus import concord
 from derta_lib.data import Pair, Triple
-from derta_lib.errors import UsageError
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.models import load_model, load_tokenizer
 from derta_lib.records import read_json
 from derta_lib.supervision import PRESETS, Encoder
@@ -220,6 +220,20 @@ def test_a_finished_run_is_not_repeated(folder: str, monkeypatch: pytest.MonkeyP
     assert [entry["step"] for entry in card["log"]] == [1]
     assert {"mle", "rto"} <= set(card["log"][0])
     assert card["cut"]["rows"] == 3
+
+
+def test_a_few_steps_train_from_the_first(folder: str) -> None:
+    made = train(folder, TRIPLES, PAIRS, replace(RECIPE, steps=1, triples=1, lora_rank=2))
+    trained = weights(made)
+    assert any(tensor.abs().max() > 0 for name, tensor in trained.items() if "lora_B" in name)
+
+
+def test_a_training_that_diverges_says_so_and_leaves_nothing(folder: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("DERTA_CACHE", str(tmp_path))
+    with pytest.raises(DertaError, match=r"loss is (nan|inf) at step \d: .* lower learning_rate"):
+        train(folder, TRIPLES, PAIRS, replace(RECIPE, steps=6, triples=1, learning_rate=1e30))
+    assert not list((tmp_path / "checkpoints").glob("*"))
+    assert not list((tmp_path / "unfinished").glob("*"))
 
 
 def test_schedule_deals_each_example_before_any_comes_again() -> None:

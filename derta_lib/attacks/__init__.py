@@ -80,5 +80,5 @@ def build(
 def check(name: str) -> None:
     """Raise UsageError, listing the known names, unless `name` is one of them."""
     kind, _, depth = name.partition("-")
-    if name not in NAMES[:1] + NAMES[2:] and not (kind == "prefilling" and depth.isdecimal()):
+    if name not in NAMES[:1] + NAMES[2:] and not (kind == "prefilling" and depth.isdecimal() and int(depth)):
         raise UsageError(f"attack '{name}': there is none of this name; the attacks are {', '.join(NAMES)}.")

@@ -22,7 +22,7 @@ Cut = Callable[[str, int], str]
 
 
 def make(depth: int, cut: Cut, max_new_tokens: int) -> SingleTurn:
-    """Prefill `depth` tokens of r̂ (all of a shorter one). A behaviour without r̂ raises UsageError."""
+    """Prefill `depth` tokens of r̂ (all of a shorter one). Raises UsageError where nothing would be."""
 
     def wrap(behaviour: Behaviour, rng: random.Random) -> Prompt:
         if not behaviour.harmful:
@@ -30,6 +30,12 @@ def make(depth: int, cut: Cut, max_new_tokens: int) -> SingleTurn:
                 f"prefilling-{depth}: the behaviour '{behaviour.id}' has no harmful response to prefill; "
                 "give it one in the column 'harmful' or leave this attack out."
             )
-        return ask(behaviour.query, prefill=cut(behaviour.harmful, depth))
+        if not (prefill := cut(behaviour.harmful, depth)):
+            raise UsageError(
+                f"prefilling-{depth}: the target's tokenizer does not write the beginning of the harmful response of "
+                f"'{behaviour.id}' as it stands (it may change letters or spaces), so nothing would be prefilled; take "
+                "another tokenizer, or leave this attack out."
+            )
+        return ask(behaviour.query, prefill=prefill)
 
     return SingleTurn(f"prefilling-{depth}", wrap, max_new_tokens, "white-box")

@@ -36,8 +36,9 @@ def attack(
     target and of any model that helps to attack it (`models.model_key`).
 
     The prompts of single-turn attacks go to the target together, since many decode faster at once. Each response is
-    appended as soon as it is there. Run again, records that are there are not made again, and the file ends up the
-    same; a search (PAIR, AutoDAN) that was stopped half-way starts afresh. Raises UsageError for a repeated attack or
+    appended as soon as it is there. Run again, records that are there are not made again; the file ends up the same in
+    fp32, while in bf16 a near-tie may fall the other way among other neighbours. A search (PAIR, AutoDAN) that was
+    stopped half-way starts afresh. Raises UsageError for a repeated attack or
     behaviour, and for a file that holds records of another request.
     """
     if len({behaviour.id for behaviour in behaviours}) < len(behaviours):
@@ -69,8 +70,7 @@ def attack(
             kept[record["id"]] = record
     assert len(kept) == len(ids)
     records = [kept[key] for key in ids.values()]
-    if records != list(kept.values()):
-        write_jsonl(out, records)
+    write_jsonl(out, records)  # in order, and whole even if another run has begun the file anew meanwhile
     return records
 
 
@@ -125,7 +125,7 @@ def attack_command(
         build(
             name,
             max_new_tokens=max_new_tokens,
-            cut=target.chat.cut,
+            cut=lambda text, tokens: target.chat.cut(text, tokens),
             demonstrations=demonstrations,
             templates=pool,
             attacker=attacking,
