@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urljoin, urlsplit
 
 import pytest
-from explorer_demo import HOSTILE, METHODS, demo_records
+from explorer_demo import HOSTILE, METHODS, demo_data
 
 from derta_lib import explorer
 
@@ -166,7 +166,7 @@ PAGE = """<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Expl
 @pytest.fixture(scope="module")
 def explorer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explorer")
-    explorer.write(folder, explorer.build_data(demo_records())).rename(folder / "explorer-data.js")
+    explorer.write(folder, demo_data()).rename(folder / "explorer-data.js")
     for name in ("explorer.css", "explorer.js"):
         shutil.copy(STATIC / name, folder)
     (folder / "index.html").write_text(PAGE, encoding="utf-8")
@@ -194,7 +194,7 @@ def test_explorer_works_by_mouse(page):
     assert "after 16 of 40 tokens" in text(page, "label[for=explorer-depth]")
     assert text(page, '[data-method="derta"] .says') == "Sorry, said by derta. [16]"
     assert text(page, '[data-method="vanilla"] .says') == "Sorry, said by vanilla. [16]"
-    p = demo_records()[5 + METHODS.index("derta")]["p_refusal"][16]
+    p = demo_data()["queries"][1]["runs"]["derta"]["p"][16]
     assert f"P(refusal) after 16 tokens: {round(100 * p)} %" in text(page, '[data-method="derta"] .chance')
     assert page.switch_to.active_element.get_attribute("data-index") == "15"
     assert text(page, "[role=status]").startswith("After 16 tokens of the harmful response: ")

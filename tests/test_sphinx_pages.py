@@ -6,7 +6,7 @@ from io import StringIO
 from pathlib import Path
 
 import pytest
-from explorer_demo import demo_records
+from explorer_demo import demo_data
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
@@ -40,9 +40,7 @@ def site(tmp_path):
     def build(numbers: results.Results, data: bool = True) -> tuple[dict[str, str], str]:
         results.save(source / "results.json", numbers)
         if data:
-            explorer.write(tmp_path, explorer.build_data(demo_records())).rename(
-                source / "_static" / "explorer-data.js"
-            )
+            explorer.write(tmp_path, demo_data()).rename(source / "_static" / "explorer-data.js")
         warnings, out = StringIO(), tmp_path / "html"
         with docutils_namespace():
             Sphinx(source, source, out, tmp_path / "trees", "html", status=None, warning=warnings).build()
