@@ -101,6 +101,19 @@ def resolve(
     }
 
 
+def check_values(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
+    """Raise UsageError for a value of another type than its annotation: papermill alone checks none."""
+    for name in [name for name in values if name in annotations]:
+        declared = annotations[name]
+        type_ = declared.__name__ if isinstance(declared, type) else str(declared)
+        try:
+            right = _coerce(type_, values[name]) == values[name]
+        except ValueError:
+            right = False
+        if not right:
+            raise UsageError(f"parameter '{name}' is {type_}: {values[name]!r} is not.")
+
+
 def read_profile(path: Path) -> dict[str, Any]:
     """A profile: flat YAML `name: value`. Raises UsageError for an unknown profile, DertaError for a bad file."""
     if not path.exists():

@@ -22,6 +22,7 @@ from derta_lib import results
 from derta_lib.display import Shown, show_figure, show_table
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.models import precision
+from derta_lib.params import check_values
 from derta_lib.records import file_sha256, read_json, write_json, write_text
 from derta_lib.results import Number, Results
 
@@ -122,9 +123,11 @@ def open_run(notebook: str, run_dir: str, parameters: dict[str, Any]) -> Run:
     The files of the folder that the parameter `data` names are recorded with their SHA-256.
 
     `run_dir` is the run's folder; "" means one of the notebook's own, `runs/<notebook>` under the checkout (or the
-    working directory, where there is no checkout).
+    working directory, where there is no checkout). Raises UsageError for a parameter of another type than the
+    notebook's parameters cell declares.
     """
     check_name("notebook", notebook)
+    check_values(parameters, getattr(sys.modules["__main__"], "__annotations__", {}))
     folder = Path(run_dir) if run_dir else project_root() / "runs" / notebook
     started = datetime.now(UTC).isoformat(timespec="seconds")
     run = Run(notebook, folder.resolve(), dict(parameters), environment(), started)

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from derta_lib.errors import DertaError, UsageError
-from derta_lib.params import parse_settings, read_parameters, read_profile, resolve
+from derta_lib.params import check_values, parse_settings, read_parameters, read_profile, resolve
 
 ROOT = Path(__file__).parents[1]
 CELL = """\
@@ -145,3 +145,13 @@ def test_profiles_are_flat_yaml_with_unique_keys(tmp_path):
     (tmp_path / "list.yaml").write_text("- steps\n")
     with pytest.raises(DertaError, match="name: value"):
         read_profile(tmp_path / "list.yaml")
+
+
+def test_values_are_held_against_the_cells_own_annotations():
+    cell: dict = {}
+    exec("steps: int = 3\nrate: float = 1e-3\nnames: list[str] = []\nother = 1", cell)
+    check_values({"steps": 4, "rate": 1, "names": ["a"], "other": "x", "unknown": 2.5}, cell["__annotations__"])
+    for bad in ({"steps": "twenty"}, {"steps": 2.5}, {"steps": "4"}, {"steps": True}, {"names": "a"}, {"rate": "1e-4"}):
+        (name, value), *_ = bad.items()
+        with pytest.raises(UsageError, match=rf"parameter '{name}' is (int|float|list\[str\]): {value!r} is not"):
+            check_values(bad, cell["__annotations__"])

@@ -1,6 +1,7 @@
 import hashlib
 import json
 import subprocess
+import sys
 from html.parser import HTMLParser
 from urllib.request import urlopen
 
@@ -31,6 +32,14 @@ class Reader(HTMLParser):
 
     def handle_data(self, data):
         self.text += data
+
+
+def test_a_parameter_of_another_type_stops_the_notebook(tmp_path, monkeypatch):
+    """As papermill passes it on; a kernel's __main__ holds the annotations of the parameters cell."""
+    monkeypatch.setattr(sys.modules["__main__"], "__annotations__", {"steps": int}, raising=False)
+    with pytest.raises(UsageError, match="parameter 'steps' is int: 'twenty' is not"):
+        open_run("01_a", str(tmp_path / "r"), {"steps": "twenty"})
+    assert not (tmp_path / "r").exists()
 
 
 def test_numbers_and_records_reach_the_merged_files(tmp_path):
