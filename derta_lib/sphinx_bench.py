@@ -49,6 +49,8 @@ class Bench(SphinxDirective):
     """`{bench}`: for each kept file its machine and date, and a table a part."""
 
     def run(self) -> list[nodes.Node]:
+        for source in (__file__, KEPT):  # the folder, since a new file shows up too
+            self.env.note_dependency(str(source))
         shown: list[nodes.Node] = []
         for path in sorted(KEPT.glob("bench_*.json")):
             self.env.note_dependency(str(path))
@@ -72,7 +74,8 @@ def machine_line(kept: dict[str, Any]) -> nodes.paragraph:
         f"Matrix peak of the machine: {peak.value:,.0f} {peak.unit}."
     )
     how = nodes.literal("", f"derta bench {asked}")
-    return nodes.paragraph("", "", nodes.Text(f"Measured on {kept['date']} with "), how, nodes.Text(told))
+    when = f"Measured on {kept['date']} at commit {machine['git']['sha'][:7]} with "
+    return nodes.paragraph("", "", nodes.Text(when), how, nodes.Text(told))
 
 
 def part_table(part: str, numbers: dict[str, dict[str, Any]]) -> nodes.table:

@@ -82,7 +82,7 @@ class ClaimsSummary(SphinxDirective):
 
 
 def _results(directive: SphinxDirective) -> results.Results:
-    for source in (claims.__file__, stats.__file__, Path(claims.__file__).with_suffix(".json")):
+    for source in (__file__, claims.__file__, stats.__file__, Path(claims.__file__).with_suffix(".json")):
         directive.env.note_dependency(str(source))
     return run_results(directive.env)
 

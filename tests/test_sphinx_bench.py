@@ -26,6 +26,7 @@ def test_the_page_shows_the_kept_numbers_and_their_machine(tmp_path, monkeypatch
         "threads": 2,
         "precision": "float32",
         "versions": {"torch": "2.0", "transformers": "5.0"},
+        "git": {"sha": "0123456789", "dirty": False},
     }
     request = {"model": "reference", "device": "cpu", "triples": 8, "rounds": 3}
     kept = {"date": "2026-01-02", "machine": machine, "request": request}
@@ -43,7 +44,7 @@ def test_the_page_shows_the_kept_numbers_and_their_machine(tmp_path, monkeypatch
     text = re.sub(r"(<[^>]+>|\s)+", " ", (tmp_path / "html" / "index.html").read_text())
     assert warnings.getvalue() == ""
     for said in (
-        "2026-01-02 with derta bench --model reference --device cpu",
+        "2026-01-02 at commit 0123456 with derta bench --model reference --device cpu",
         "Some CPU, 2 threads",
         "2,000 GFLOP/s",
         "1.50 triples/s",
