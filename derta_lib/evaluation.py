@@ -59,7 +59,9 @@ def responses(model: str, suite: Suite, attacker: str = "", **budgets: Any) -> p
     code = code_key(sources, "torch", "transformers", "peft")
     asked = [model_key(model), asdict(suite), attacker and model_key(attacker), budgets, code]
     out = cache_dir() / "responses" / f"{content_key(*asked)}.jsonl"
-    if len(resume_jsonl(out)) < len(suite.attacks) * len(suite.behaviours):
+    there = resume_jsonl(out, required=("attack", "behaviour", "query", "response")).values()
+    wanted = {(name, behaviour.id) for name in suite.attacks for behaviour in suite.behaviours}
+    if {(record["attack"], record["behaviour"]) for record in there} != wanted:
         target, judge = local_target(model), judge_of(suite.behaviours)
         writing = local_target(attacker) if attacker else None
         attacks = [

@@ -9,6 +9,7 @@ from tiny import tiny_folder
 
 from derta_lib import evaluation, records, runs
 from derta_lib.corpus import concord
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.evaluation import (
     Suite,
     change,
@@ -51,6 +52,20 @@ def test_each_attack_meets_each_behaviour_once(folder, monkeypatch):
     assert frame.pair.nunique() == 1
     longer = responses(folder, Suite(("direct",), BEHAVIOURS, (), max_new_tokens=8))
     assert (longer.response.str.len() > frame[frame.attack == "direct"].response.str.len()).all()
+
+
+def test_a_cached_file_that_holds_something_else_is_refused(folder):
+    suite = Suite(("direct", "prefilling-4"), BEHAVIOURS, (), max_new_tokens=2)
+    responses(folder, suite)
+    [path] = (records.cache_dir() / "responses").glob("*.jsonl")
+    held = [record for _, record in records.read_jsonl(path)]
+    foreign = [record | {"id": f"x{number}", "behaviour": "x"} for number, record in enumerate(held)]
+    records.write_jsonl(path, foreign)
+    with pytest.raises(UsageError, match="holds 4 responses of another request; name a new folder or delete it"):
+        responses(folder, suite)
+    records.write_jsonl(path, [{key: value for key, value in record.items() if key != "query"} for record in held])
+    with pytest.raises(DertaError, match="line 1: the key 'query' is missing"):
+        responses(folder, suite)
 
 
 def test_a_change_of_what_makes_responses_makes_them_again(folder, monkeypatch):

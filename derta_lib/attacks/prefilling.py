@@ -33,8 +33,8 @@ def make(depth: int, cut: Cut, max_new_tokens: int) -> SingleTurn:
         if not (prefill := cut(behaviour.harmful, depth)):
             raise UsageError(
                 f"prefilling-{depth}: the target's tokenizer does not write the beginning of the harmful response of "
-                f"'{behaviour.id}' as it stands (it may change letters or spaces), so nothing would be prefilled; take "
-                "another tokenizer, or leave this attack out."
+                f"'{behaviour.id}' as it stands (it may change letters, or drop spaces before the first word), so "
+                "nothing would be prefilled; mend the text, or leave this attack out."
             )
         return ask(behaviour.query, prefill=prefill)
 

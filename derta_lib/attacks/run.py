@@ -38,8 +38,8 @@ def attack(
     The prompts of single-turn attacks go to the target together, since many decode faster at once. Each response is
     appended as soon as it is there. Run again, records that are there are not made again; the file ends up the same in
     fp32, while in bf16 a near-tie may fall the other way among other neighbours. A search (PAIR, AutoDAN) that was
-    stopped half-way starts afresh. Raises UsageError for a repeated attack or
-    behaviour, and for a file that holds records of another request.
+    stopped half-way starts afresh. Raises UsageError for a repeated attack or behaviour, and for a file that holds
+    records of another request.
     """
     if len({behaviour.id for behaviour in behaviours}) < len(behaviours):
         raise UsageError("behaviours: an id occurs more than once; give every behaviour its own.")
