@@ -1,6 +1,7 @@
 """Errors a user can mend. Each message is one sentence: what is wrong, where, and how to mend it."""
 
 from collections.abc import Collection
+from typing import Any
 
 
 class DertaError(Exception):
@@ -24,3 +25,11 @@ def check_known(what: str, name: str, known: Collection[str]) -> None:
 def first_line(error: Exception) -> str:
     """What an error of another library says, short enough to stand in a sentence."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def check_whole(name: str, value: Any, least: int) -> None:
+    """Raise UsageError unless `value`, of the parameter `name`, is a whole number from `least` on."""
+    if type(value) is not int:
+        raise UsageError(f"{name} is {value!r}; it must be a whole number.")
+    if value < least:
+        raise UsageError(f"{name} is {value}; it must be {least} or more.")

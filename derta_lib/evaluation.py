@@ -68,7 +68,7 @@ def responses(model: str, suite: Suite, attacker: str = "", **budgets: Any) -> p
             build(
                 name,
                 max_new_tokens=suite.max_new_tokens,
-                cut=lambda text, tokens: target.chat.cut(text, tokens),
+                cut=target.cut,
                 demonstrations=suite.demonstrations,
                 k=3,
                 attacker=writing,

@@ -12,7 +12,7 @@ import pandas as pd
 from derta_lib.behaviours import load_behaviours
 from derta_lib.corpus import Corpus, concord
 from derta_lib.data import Behaviour, Pair, Triple, read_records
-from derta_lib.errors import UsageError, check_known
+from derta_lib.errors import UsageError, check_known, check_whole
 from derta_lib.evaluation import Suite, responses
 from derta_lib.supervision import METHODS
 from derta_lib.training import Recipe, train
@@ -98,9 +98,8 @@ def experiment(
     Raises UsageError for nothing to ask or to answer with, for data without a request of either kind, since nothing
     could be said of attacks or their price, and for a request without a response to prefill.
     """
-    for name, value in {"behaviours": behaviours, "max_new_tokens": max_new_tokens}.items():
-        if value < 1:
-            raise UsageError(f"{name} is {value}; it must be 1 or more.")
+    check_whole("behaviours", behaviours, 1)
+    check_whole("max_new_tokens", max_new_tokens, 1)
     recipe, corpus = Recipe(steps=steps, learning_rate=learning_rate, seed=seed), load_data(data, seed)
     for kind, held in {"harmful": False, "benign": True}.items():
         if all(behaviour.benign is not held for behaviour in corpus.behaviours["test"]):

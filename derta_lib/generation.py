@@ -9,7 +9,7 @@ import torch
 
 from derta_lib.cache import Bin, Plan, RowCache, States, plan_bins, shared_length
 from derta_lib.chat import Chat, Prompt, chat_of, plain_ids
-from derta_lib.errors import DertaError, UsageError
+from derta_lib.errors import DertaError, UsageError, check_whole
 from derta_lib.loss import site_logits, site_losses
 from derta_lib.models import load_model, load_tokenizer
 from derta_lib.tree import Row, Site, check_length, hidden_states, pack, use_tree_attention
@@ -32,6 +32,10 @@ class LocalTarget:
     def chat(self) -> Chat:
         """How the model chats, found out when a prompt needs it: a classifier (HarmBench's, Llama Guard) does not."""
         return chat_of(self.tokenizer)
+
+    def cut(self, text: str, tokens: int) -> str:
+        """`Chat.cut`, so that a model without a template meets attacks that need none."""
+        return self.chat.cut(text, tokens)
 
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of all that stands before the continuation."""
@@ -130,8 +134,7 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
     Equal to `model.generate(do_sample=False)` prompt by prompt in fp32. Raises UsageError for no new tokens, and
     DertaError where a prompt and its continuation are longer than the model's context.
     """
-    if max_new_tokens < 1:
-        raise UsageError(f"max_new_tokens is {max_new_tokens}; it must be 1 or more.")
+    check_whole("max_new_tokens", max_new_tokens, 1)
     check_length(model, max(map(len, prompts), default=0) + max_new_tokens - 1)  # the last token is not read again
     answers: list[list[int]] = [[] for _ in prompts]
     bins = plan_bins(prompts, PACK_TOKENS, CACHE_TOKENS // max_new_tokens)

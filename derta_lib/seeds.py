@@ -81,8 +81,7 @@ class Seeds:
 def read_seeds(path: Path = KEPT) -> Seeds:
     """The kept figures, or those of another file that `derta seeds` has written."""
     kept = read_json(path)
-    records = pd.DataFrame(kept["records"])
-    return Seeds(kept["date"], kept["machine"], kept["request"], records)
+    return Seeds(kept["date"], kept["machine"], kept["request"], pd.DataFrame(kept["records"]))
 
 
 def begin(dtype: str) -> None:

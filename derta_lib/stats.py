@@ -131,7 +131,7 @@ def difference(
     Hesterberg (2015), section 5.3; where all clusters are alike, `_all_alike`. n is the number of pairs. With one
     cluster there is no interval. Raises DertaError when lengths differ, nothing is there, or a value is not finite.
     """
-    return _clustered(a, b, clusters, groups, 200.0, seed, resamples)
+    return _clustered(a, b, clusters, groups, -100.0, seed, resamples)
 
 
 def _clustered(
@@ -139,11 +139,11 @@ def _clustered(
     b: ArrayLike,
     clusters: Sequence[Hashable],
     groups: Sequence[Hashable] | None,
-    span: float,
+    least: float,
     seed: int = 0,
     resamples: int = 10_000,
 ) -> Number:
-    """`difference`; the points that a pair can give are `span` apart, up to 100."""
+    """`difference`, where a pair can give from `least` to 100 points."""
     ours, theirs = _finite(a, "a"), _finite(b, "b")
     groups = [0] * ours.size if groups is None else groups
     if not ours.size == theirs.size == len(clusters) == len(groups):
@@ -162,27 +162,27 @@ def _clustered(
     with np.errstate(invalid="ignore"):  # a group without a cluster in a resample is left out of its mean
         means = np.nanmean((drawn @ sums) / (drawn @ sizes), axis=1)
     if np.ptp(means) < 1e-9:
-        return Number(value, "points", ours.size, *_all_alike(value, len(sums), 100.0 - span, 100.0))
+        return Number(value, "points", ours.size, *_all_alike(value, len(sums), least))
     tail = norm.cdf(-math.sqrt(len(sums) / (len(sums) - 1)) * t.ppf((1 + LEVEL) / 2, len(sums) - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Number(value, "points", ours.size, float(low), float(high))
 
 
-def _all_alike(value: float, clusters: int, least: float, most: float) -> tuple[float, float]:
-    """Bounds for a mean over clusters that all had this value, which says nothing of those that were not drawn.
+def _all_alike(value: float, clusters: int, least: float) -> tuple[float, float]:
+    """Bounds for a mean, in points, over clusters that all had this value: others may not have been drawn.
 
     The share of clusters that have another is below 1 − ((1 − LEVEL) / 2)^(1 / clusters) by Clopper and Pearson (1934),
-    and those could lie at `least` or at `most`.
+    and those could lie at `least` or at 100.
     """
     others = 1 - ((1 - LEVEL) / 2) ** (1 / clusters)
-    return value + others * (least - value), value + others * (most - value)
+    return value + others * (least - value), value + others * (100.0 - value)
 
 
 def clustered_share(right: ArrayLike, clusters: Sequence[Hashable], groups: Sequence[Hashable] | None = None) -> Number:
     """Share of outcomes that are True (with `groups`, the mean of the groups' shares), with the interval of
     `difference`: by a bootstrap of whole clusters.
     """
-    points = _clustered(right, np.zeros(len(clusters)), clusters, groups, 100.0)
+    points = _clustered(right, np.zeros(len(clusters)), clusters, groups, 0.0)
     low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
     return Number(points.value / 100, "rate", points.n, low, high)
 

@@ -21,7 +21,7 @@ from transformers.trainer_callback import PrinterCallback
 from derta_lib import lora, loss, norm, tree
 from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
-from derta_lib.errors import DertaError, UsageError
+from derta_lib.errors import DertaError, UsageError, check_whole
 from derta_lib.models import CHECKPOINT_CARD, REFERENCE, load_model, load_tokenizer, model_key, precision, resolve
 from derta_lib.records import cache_dir, code_key, content_key, read_json, write_json
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
@@ -58,10 +58,7 @@ class Recipe:
     def __post_init__(self) -> None:
         least = {"steps": 1, "triples": 1, "helpful": 0, "lora_rank": 0, "max_length": 2, "micro_batch": 1, "seed": 0}
         for name, low in least.items():
-            if type(value := getattr(self, name)) is not int:
-                raise UsageError(f"{name} is {value!r}; it must be a whole number.")
-            if value < low:
-                raise UsageError(f"{name} is {value}; it must be {low} or more.")
+            check_whole(name, getattr(self, name), low)
         if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite.")
         if self.seed >= 2**32:
@@ -277,9 +274,9 @@ def places(name: str, key: str, model: str) -> tuple[Path, Path, dict[str, Any]]
 def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -> Path:
     """Train `model` by `recipe`; the checkpoint folder (safetensors) is cached by the content of all inputs.
 
-    An interrupted run resumes from its last saved step and gives the same weights. Raises DertaError for a loss that
-    is not finite. The folder's `derta.json`
-    holds the recipe, the log (loss a term and step, in nats) and the counts of what was cut.
+    An interrupted run resumes from its last saved step and gives the same weights. The folder's `derta.json`
+    holds the recipe, the log (loss a term and step, in nats) and the counts of what was cut. Raises DertaError for a
+    loss that is not finite.
     """
     folder, work, card = places(recipe.method, checkpoint_key(recipe, model, triples, pairs), model)
     if (folder / CHECKPOINT_CARD).exists():

@@ -125,7 +125,7 @@ def attack_command(
         build(
             name,
             max_new_tokens=max_new_tokens,
-            cut=lambda text, tokens: target.chat.cut(text, tokens),
+            cut=target.cut,
             demonstrations=demonstrations,
             templates=pool,
             attacker=attacking,
