@@ -228,7 +228,7 @@ def generation(device: str, rounds: int, crafts: int, new_tokens: int) -> tuple[
     """Tokens/s of greedy answers to the attack prompts, ours against static batches, and what the prompts share.
 
     By default the real suite: 16 crafts and their twins under six attacks (192 prompts), 48 new tokens each. A GPU,
-    whose first round takes twice as long, warms up.
+    whose first round takes longer, warms up.
     """
     plain = load_model(REFERENCE).to(device)
     target = LocalTarget(load_model(REFERENCE).to(device), load_tokenizer(REFERENCE), REFERENCE)
