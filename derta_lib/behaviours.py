@@ -1,7 +1,6 @@
 """Behaviours to attack with: the Concord corpus, the paper's two data sets, or a user's own file."""
 
 import importlib.util
-import json
 import random
 import re
 from collections.abc import Iterable
@@ -21,7 +20,7 @@ HUB = {
     "harmbench": ("walledai/HarmBench", "standard", "prompt"),
 }
 OPENING_WORDS = 20
-COLUMNS = ("id", "query", "declarative", "harmful", "steps", "benign", "twin", "category")
+COLUMNS = ("id", "query", "declarative", "harmful", "benign", "twin", "category")
 
 
 def load_behaviours(source: str, *, seed: int = 0) -> list[Behaviour]:
@@ -93,24 +92,16 @@ def _read_file(path: Path) -> list[Behaviour]:
 def _from_row(row: dict[str, Any], where: str) -> Behaviour:
     if unknown := sorted(set(row) - set(COLUMNS)):
         raise DertaError(f"{where}: unknown column '{unknown[0]}'; a behaviour has {', '.join(COLUMNS)}.")
-    values = {"benign": False, "steps": (), **{name: value for name, value in row.items() if value != ""}}
+    values = {"benign": False, **{name: value for name, value in row.items() if value != ""}}
     if not isinstance(values.get("query", ""), str) or not values.get("query", "").strip():
         raise DertaError(f"{where}: 'query' is missing, empty or not text; every behaviour needs one.")
     if str(values["benign"]).lower() not in ("true", "false"):
         raise DertaError(f"{where}: 'benign' must be true or false, found '{values['benign']}'.")
     values["benign"] = str(values["benign"]).lower() == "true"
-    try:
-        steps = json.loads(values["steps"]) if isinstance(values["steps"], str) else values["steps"]
-    except ValueError:
-        steps = None
-    if not isinstance(steps, list | tuple):
-        raise DertaError(f"{where}: 'steps' must be a JSON list of texts.")
-    values["steps"] = tuple(steps)
     values.setdefault("id", content_key(values["query"]))
     values.setdefault("declarative", declarative(values["query"]))
-    texts = [name for name in COLUMNS if name not in ("benign", "steps") and not isinstance(values.get(name, ""), str)]
-    if texts or not all(isinstance(step, str) for step in values["steps"]):
-        raise DertaError(f"{where}: '{(texts or ['steps'])[0]}' must be text.")
+    if mistyped := [name for name in COLUMNS if name != "benign" and not isinstance(values.get(name, ""), str)]:
+        raise DertaError(f"{where}: '{mistyped[0]}' must be text.")
     if blank := [name for name in ("declarative", "harmful") if name in values and not values[name].strip()]:
         raise DertaError(f"{where}: '{blank[0]}' is nothing but white space; give it text or leave it out.")
     return Behaviour(**values)

@@ -238,7 +238,6 @@ def _behaviours(split: str) -> Iterator[Behaviour]:
                 query=Template(phrasings[number % len(phrasings)]).substitute(words),
                 declarative=Template(declaratives[number % len(declaratives)]).substitute(words),
                 harmful=_steps_response(rng, craft),
-                steps=craft.steps,
                 benign=not craft.contraband,
                 twin=other,
                 category=craft.category,

@@ -32,16 +32,14 @@ class Behaviour:
     """A request to attack with.
 
     `declarative` is the text CompletingAttack asks a model to continue; `harmful` a response that gives
-    the content, for prefilling ("" where none is known); `steps` the recipe in it, a sentence each (empty for
-    real data; no judge reads them); `benign` marks a twin that ought to be answered; `twin` is the id of its
-    counterpart; the corpus's exact judge goes by `category`.
+    the content, for prefilling ("" where none is known); `benign` marks a twin that ought to be answered; `twin` is the
+    id of its counterpart; the corpus's exact judge goes by `category`.
     """
 
     id: str
     query: str
     declarative: str
     harmful: str = ""
-    steps: tuple[str, ...] = ()
     benign: bool = False
     twin: str = ""
     category: str = ""

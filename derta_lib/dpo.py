@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from transformers.trainer_callback import PrinterCallback
 from trl import DPOConfig, DPOTrainer
 
 from derta_lib import lora, training
@@ -78,6 +77,7 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     """Train the vanilla checkpoint on preferences; the checkpoint folder is cached by the content of all inputs.
 
     Of `recipe` count the steps (at most STEPS), LoRA's shape, max_length, dtype and seed. An interrupted run resumes.
+    Raises DertaError for a training that diverges.
     """
     if training.processes() > 1:
         raise UsageError("The DPO baseline trains in one process; start it without torchrun.")
@@ -111,9 +111,8 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
         train_dataset=Dataset.from_list(examples),
         processing_class=tokenizer,
         peft_config=lora.config(recipe.lora_rank, recipe.lora_alpha) if recipe.lora_rank else None,
-        callbacks=[training.Progress("dpo")],
+        callbacks=[training.Progress("dpo", LOGGED)],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.train(resume_from_checkpoint=training.last_checkpoint(work))
+    training.fit(trainer, work)
     training.save(trainer, folder, tokenizer, recipe, card, LOGGED)
     return folder

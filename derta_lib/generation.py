@@ -22,7 +22,7 @@ CACHE_TOKENS = 48 * 1024
 
 
 class LocalTarget:
-    """A local model that answers prompts and whose likelihoods can be read (`attacks.Target`)."""
+    """A local model that answers prompts and whose likelihoods can be read (`target.WhiteBoxTarget`)."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         use_tree_attention(model)

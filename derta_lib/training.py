@@ -163,11 +163,6 @@ class SiteTrainer(Trainer):
         total, found = loss.micro_batch_sum(model, inputs["packs"], self.trained)
         for losses, packed in zip(found, inputs["packs"], strict=True):
             for task, of_task in loss.task_sums(losses, packed).items():
-                if not math.isfinite(of_task[0]):
-                    raise DertaError(
-                        f"The {task} loss is {of_task[0]} at step {self.state.global_step + 1}: the training diverged; "
-                        "lower learning_rate."
-                    )
                 self.task_losses.setdefault(task, []).append(of_task)
         # DDP averages gradients over processes, the objective sums them
         return total * self.args.world_size / num_items_in_batch
@@ -179,16 +174,22 @@ class SiteTrainer(Trainer):
 
 
 class Progress(TrainerCallback):
-    """A progress bar with the loss of each term."""
+    """A progress bar with the numbers `logged`. Raises DertaError for one that is not finite."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, logged: Sequence[str]) -> None:
+        self.name, self.logged = name, logged
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        self.bar.set_postfix({task: f"{logs[task]:.3f}" for task in tree.TASKS if task in logs})
+        shown = {name: logs[name] for name in self.logged if name in logs}
+        for name, value in shown.items():
+            if not math.isfinite(value):
+                raise DertaError(
+                    f"'{name}' is {value} at step {state.global_step}: the training diverged; lower learning_rate."
+                )
+        self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
@@ -252,6 +253,16 @@ def last_checkpoint(work: Path) -> str | None:
     return None
 
 
+def fit(trainer: Trainer, work: Path) -> None:
+    """Train on from the last whole checkpoint under `work`; a training that diverges leaves none."""
+    trainer.remove_callback(PrinterCallback)
+    try:
+        trainer.train(resume_from_checkpoint=last_checkpoint(work))
+    except DertaError:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
 def checkpoint_key(recipe: Recipe, model: str, triples: Sequence[Triple], pairs: Sequence[Pair]) -> str:
     data = [[asdict(record) for record in records] for records in (triples, pairs)]
     sources = [Path(__file__).with_name(f"{name}.py") for name in SOURCES]
@@ -276,7 +287,7 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
 
     An interrupted run resumes from its last saved step and gives the same weights. The folder's `derta.json`
     holds the recipe, the log (loss a term and step, in nats) and the counts of what was cut. Raises DertaError for a
-    loss that is not finite.
+    training that diverges.
     """
     folder, work, card = places(recipe.method, checkpoint_key(recipe, model, triples, pairs), model)
     if (folder / CHECKPOINT_CARD).exists():
@@ -303,15 +314,10 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
         args=arguments,
         train_dataset=packs,
         data_collator=lambda items: {"packs": items[0]},
-        callbacks=[Progress(recipe.method)],
+        callbacks=[Progress(recipe.method, tree.TASKS)],
     )
-    trainer.remove_callback(PrinterCallback)
     packs.parts = side_by_side(prepared)
-    try:
-        trainer.train(resume_from_checkpoint=last_checkpoint(work))
-    except DertaError:  # it diverged; nothing is left to go on from
-        shutil.rmtree(work, ignore_errors=True)
-        raise
+    fit(trainer, work)
     if trainer.is_world_process_zero():
         save(trainer, folder, tokenizer, recipe, card, tree.TASKS)
     trainer.accelerator.wait_for_everyone()

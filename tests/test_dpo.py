@@ -155,6 +155,15 @@ def test_several_processes_are_refused(start, monkeypatch):
         dpo.train_dpo(start[0], TRIPLES, PAIRS, RECIPE)
 
 
+def test_a_training_that_diverges_says_so_and_leaves_nothing(start, tmp_path, monkeypatch):
+    monkeypatch.setenv("DERTA_CACHE", str(tmp_path))
+    monkeypatch.setitem(dpo.LEARNING_RATE, "lora", 1e30)
+    with pytest.raises(DertaError, match=r"is (nan|inf|-inf) at step \d: the training diverged"):
+        dpo.train_dpo(start[0], TRIPLES, PAIRS, RECIPE)
+    assert not list((tmp_path / "checkpoints").glob("*"))
+    assert not list((tmp_path / "unfinished").glob("*"))
+
+
 def test_preferences_are_seen_in_their_order(start, monkeypatch):
     seen = []
 

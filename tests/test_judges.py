@@ -150,7 +150,7 @@ def test_reading_takes_linear_time(piece):
         return time.process_time() - start
 
     seconds(1000)
-    small, large = seconds(50_000), seconds(400_000)
+    small, large = seconds(25_000), seconds(200_000)
     assert large < 24 * max(small, 0.02)  # eight times the text, and room for noise; quadratic would be 64 times
 
 
@@ -205,7 +205,7 @@ def test_a_malformed_line_stops_with_its_number_and_nothing_is_written(tmp_path,
 
 def test_the_exact_judge_takes_files_too(tmp_path):
     craft = next(b for b in concord(0, triples=0, pairs=0).behaviours["test"] if not b.benign)
-    given = " ".join(craft.steps)
+    given = craft.harmful
     rows = [{"id": "a", "query": craft.query, "response": given}, {"id": "b", "query": "How?", "response": given}]
     source = write(tmp_path / "in.jsonl", map(json.dumps, rows))
     judge_file(source, tmp_path / "out.jsonl", "corpus")

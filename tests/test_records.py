@@ -159,13 +159,6 @@ def test_a_results_file_holds_numbers(tmp_path, fields):
         load(path)
 
 
-@pytest.mark.parametrize("steps", ['"abc"', '"\\"abc\\""', '{"a": 1}', "3"])
-def test_steps_are_a_list(tmp_path, steps):
-    path = write_text(tmp_path / "b.jsonl", f'{{"query": "q", "steps": {steps}}}\n')
-    with pytest.raises(DertaError, match="line 1: 'steps' must be a JSON list of texts"):
-        load_behaviours(str(path))
-
-
 def test_an_empty_text_is_a_missing_one(tmp_path):
     path = write_text(tmp_path / "b.jsonl", '{"query": "How can I fold a kite?", "declarative": ""}\n')
     assert load_behaviours(str(path))[0].declarative == "I will tell you how to fold a kite:\nStep 1:"

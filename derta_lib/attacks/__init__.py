@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from derta_lib.attacks import autodan, codeattack, completingattack, direct, jailbreakchat, pair, prefilling, selfcipher
-from derta_lib.attacks.base import Access, Attack, Attempt, Target, WhiteBoxTarget
+from derta_lib.attacks.base import Access, Attack, Attempt
 from derta_lib.data import Triple
 from derta_lib.errors import UsageError
 from derta_lib.judges import Judge
+from derta_lib.target import Target
 
-__all__ = ["NAMES", "Access", "Attack", "Attempt", "Target", "WhiteBoxTarget", "build", "check"]
+__all__ = ["NAMES", "Access", "Attack", "Attempt", "build", "check"]
 
 NAMES = ("direct", "prefilling-<d>", "completingattack", "selfcipher", "codeattack", "jailbreakchat", "pair", "autodan")
 

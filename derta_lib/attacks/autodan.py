@@ -33,12 +33,13 @@ from typing import Any, ClassVar
 from scipy.special import softmax
 from tqdm.auto import tqdm
 
-from derta_lib.attacks.base import Access, Attempt, Target, WhiteBoxTarget, prompt_text, read_texts, rng_for
+from derta_lib.attacks.base import Access, Attempt, prompt_text, read_texts, rng_for
 from derta_lib.behaviours import target_opening
 from derta_lib.chat import Prompt, ask
 from derta_lib.data import Behaviour
 from derta_lib.errors import UsageError
 from derta_lib.judges import Item, Judge
+from derta_lib.target import Target, WhiteBoxTarget
 
 _TEXTS = read_texts("autodan")
 PROTOTYPES = tuple(_TEXTS["prototypes"])

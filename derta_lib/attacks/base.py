@@ -1,41 +1,22 @@
-"""The protocol of attacks and targets, and the attacks of one prompt a behaviour."""
+"""The protocol of attacks, and the attacks of one prompt a behaviour."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from itertools import groupby
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import yaml
 
 from derta_lib.chat import Prompt
 from derta_lib.data import Behaviour
 from derta_lib.records import content_key
+from derta_lib.target import Target
 
 Access = Literal["black-box", "white-box"]
 PROMPTS_A_CALL = 256
 """Prompts of single-turn attacks sent at once; finished calls are kept when a run is interrupted."""
-
-
-@runtime_checkable
-class Target(Protocol):
-    """Anything that answers prompts: a local model, an endpoint, a scripted stand-in in tests."""
-
-    name: str
-
-    def respond(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
-        """Greedy continuation of each prompt (without the prompt itself), in order."""
-        ...
-
-
-@runtime_checkable
-class WhiteBoxTarget(Target, Protocol):
-    """A target whose likelihoods can be read as well."""
-
-    def log_likelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[float]:
-        """Mean log-probability (nats a token) of each continuation after its prompt, in order."""
-        ...
 
 
 @dataclass(frozen=True)

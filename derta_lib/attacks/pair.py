@@ -29,11 +29,12 @@ from typing import Any, ClassVar
 
 from tqdm.auto import tqdm
 
-from derta_lib.attacks.base import Access, Attempt, Target, prompt_text, read_texts, rng_for
+from derta_lib.attacks.base import Access, Attempt, prompt_text, read_texts, rng_for
 from derta_lib.behaviours import target_opening
 from derta_lib.chat import Message, Prompt, ask
 from derta_lib.data import Behaviour
 from derta_lib.judges import Item, Judge
+from derta_lib.target import Target
 
 _TEXTS = read_texts("pair")
 ATTACKER, BEGIN, FEEDBACK = _TEXTS["attacker"], _TEXTS["begin"], _TEXTS["feedback"]

@@ -8,7 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from derta_lib.attacks import build, check, jailbreakchat
-from derta_lib.attacks.base import Attack, Attempt, SingleTurn, Target, prompt_text, run_together
+from derta_lib.attacks.base import Attack, Attempt, SingleTurn, prompt_text, run_together
 from derta_lib.behaviours import load_behaviours
 from derta_lib.data import Behaviour
 from derta_lib.errors import UsageError
@@ -16,6 +16,7 @@ from derta_lib.judges.corpus import judge_of
 from derta_lib.models import model_key
 from derta_lib.records import check_output, content_key, json_line, resume_jsonl, write_jsonl
 from derta_lib.runs import versions
+from derta_lib.target import Target
 
 
 def attack(

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from derta_lib.attacks.base import Target
 from derta_lib.chat import Prompt
 from derta_lib.judges import Item, Verdict
 from derta_lib.judges.refusal import scored
+from derta_lib.target import Target
 
 
 @dataclass(frozen=True)

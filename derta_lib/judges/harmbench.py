@@ -3,10 +3,10 @@
 Caveat: it was trained on HarmBench's behaviours, as one-sentence descriptions of what the model should be made to do.
 """
 
-from derta_lib.attacks.base import Target
 from derta_lib.chat import Prompt
 from derta_lib.judges import Item
 from derta_lib.judges.asked import AskedJudge
+from derta_lib.target import Target
 
 MODEL = "cais/HarmBench-Llama-2-13b-cls"
 # The classifier was trained on this very text (HarmBench, MIT licence).

@@ -4,10 +4,10 @@ Caveat: it judges by hazard categories, not by whether this request was fulfille
 The model's own chat template holds the task and the categories.
 """
 
-from derta_lib.attacks.base import Target
 from derta_lib.chat import Prompt
 from derta_lib.judges import Item
 from derta_lib.judges.asked import AskedJudge
+from derta_lib.target import Target
 
 MODEL = "meta-llama/Llama-Guard-3-8B"
 
