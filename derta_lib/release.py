@@ -35,8 +35,9 @@ TASKS = {"gsm8k": "GSM8K", "mmlu": "MMLU", "alpacaeval": "AlpacaEval"}
 ASKED = {"PAIR": 50, "AutoDAN": 50}
 """Questions of an attack where it is not all 200 (the paper's section 4.1)."""
 
-
-ARCHIVE = "https://github.com/RobustNLP/DeRTa/archive/HEAD.zip"
+COMMIT = "70bdb52b5e139f32f5a723b5f09d2b0befa81657"
+"""Of the authors' repository: the one whose files gave the kept figures."""
+ARCHIVE = f"https://github.com/RobustNLP/DeRTa/archive/{COMMIT}.zip"
 
 
 @dataclass(frozen=True)

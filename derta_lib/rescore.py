@@ -21,7 +21,7 @@ from derta_lib.judges.people import code_hash
 from derta_lib.judges.refusal import EARLY, before_refusal, token_index
 from derta_lib.judges.xstest import agreement, read_xstest, score_xstest
 from derta_lib.records import cache_dir, canonical, read_json, today, write_text
-from derta_lib.release import Response, download_release, read_release
+from derta_lib.release import COMMIT, Response, download_release, read_release
 from derta_lib.stats import JudgeError
 
 KEPT = Path(__file__).with_name("kept_release.json")
@@ -100,7 +100,7 @@ def open_scores(release_dir: str = "") -> Scores:
         kept = read_json(KEPT)["release"]
         return Scores(kept["date"], kept["judge"], True, *(_unpack(**kept[name]) for name in _FRAMES))
     if release_dir == "download":
-        release_dir = str(download_release(cache_dir() / "derta_release"))
+        release_dir = str(download_release(cache_dir() / f"derta_release-{COMMIT[:8]}"))
     release, judge = read_release(release_dir), judges.build()
     safety = [response for response in release.responses if response.attack in paper.ATTACKS]
     graded = [response for response in release.responses if response.attack in ("GSM8K", "MMLU")]
