@@ -76,15 +76,24 @@ def matrix_product(device: str) -> tuple[Callable[[], Any], float]:
     return work, 2.0 * size**3 * times
 
 
+def beside_peak(
+    tasks: dict[str, Callable[[], Any]], rounds: int, device: str, label: str
+) -> tuple[dict[str, list[float]], float]:
+    """`rounds_of` after a round of warming up, and the matrix peak in FLOP/s of these very rounds: a shared machine is
+    not always as fast.
+    """
+    product, flops = matrix_product(device)
+    taken = rounds_of({**tasks, "matrix product": product}, rounds, device, label, warm_up=1)
+    return taken, flops / min(taken["matrix product"])
+
+
 def training(base: Any, device: str, triples: int, rounds: int) -> tuple[Results, dict[str, list[float]]]:
     """Steps of all contenders in turns: triples/s, tokens/s, share of the matrix peak, and the times themselves."""
     work = contenders.corpus_work(triples)
     needs = {name: contenders.size_of(name, work) for name in contenders.NAMES}
     flops = {name: contenders.flops(base, size) for name, size in needs.items()}
     steps = {name: contenders.make(name, contenders.twin(base), work) for name in contenders.NAMES}
-    product, product_flops = matrix_product(device)
-    taken = rounds_of({**steps, "matrix product": product}, rounds, device, "training", warm_up=1)
-    peak = product_flops / min(taken["matrix product"])
+    taken, peak = beside_peak(steps, rounds, device, "training")
     found: Results = {"machine/matrix_peak": Number(peak / 1e9, "GFLOP/s", rounds)}
     for name in contenders.NAMES:
         median = statistics.median(taken[name])
@@ -102,11 +111,10 @@ def training(base: Any, device: str, triples: int, rounds: int) -> tuple[Results
     return found, taken
 
 
-def scaling(base: Any, device: str, rounds: int, peak: float) -> tuple[Results, dict[str, list[float]]]:
+def scaling(base: Any, device: str, rounds: int) -> tuple[Results, dict[str, list[float]]]:
     """Cost per token from 64 to 1,024 tokens of r̂ (as many tokens a step), and per triple from few to many triples.
 
-    Attention's share is that of its own time, forward and backward, in the same packs and the same rounds; `peak` is
-    the machine's, in FLOP/s.
+    Attention's share is that of its own time, forward and backward, in the same packs and the same rounds.
     """
     loaded = contenders.twin(base)
     step = 2 * contenders.synthetic_tokens(max(LENGTHS))
@@ -117,7 +125,7 @@ def scaling(base: Any, device: str, rounds: int, peak: float) -> tuple[Results, 
     for name, work in works.items():
         groups = [each.paper for each in work]
         tasks |= {name: contenders.step_on(prepared, groups), f"{name}/attention": attention_on(loaded, groups)}
-    taken = rounds_of(tasks, rounds, device, "scaling", warm_up=1)
+    taken, peak = beside_peak(tasks, rounds, device, "scaling")
     found: Results = {}
     for name, work in works.items():
         size = contenders.size_of("ours", work)
@@ -286,7 +294,7 @@ def bench(
     found = memory(model, base, device, triples)
     parts = {"train": training(base, device, triples, rounds)}
     gc.collect()
-    parts["scaling"] = scaling(base, device, 3 * rounds, 1e9 * parts["train"][0]["machine/matrix_peak"].value)
+    parts["scaling"] = scaling(base, device, 3 * rounds)
     if model != contenders.LLAMA3_8B:
         parts["generate"] = generation(device, rounds, crafts, new_tokens)
         request |= {"crafts": crafts, "new_tokens": new_tokens}

@@ -1,6 +1,7 @@
 """The bench compares like with like: same objective, same answers, FLOPs by an independent count, a whole small run."""
 
 import json
+import statistics
 import sys
 from pathlib import Path
 
@@ -125,6 +126,11 @@ def test_a_whole_run_is_written_with_its_machine(folder, tmp_path, monkeypatch, 
     assert {"date", "machine", "request", "seconds"} <= kept.keys()
     assert all(number["value"] >= 0 for number in kept["numbers"].values())
     assert "train/ours/times_authors" in capsys.readouterr().out
+    flops = contenders.flops(load_model(folder), contenders.size_of("ours", contenders.corpus_work(2)))
+    for part, step in (("train", "ours"), ("scaling", "triples-2")):  # each against the peak of its own rounds
+        peak = 2 * 64**3 / min(kept["seconds"][f"{part}/matrix product"])
+        share = flops / statistics.median(kept["seconds"][f"{part}/{step}"]) / peak
+        assert kept["numbers"][f"{part}/{step}/peak_share"]["value"] == pytest.approx(share)
 
 
 def test_a_device_that_is_not_there_is_said(tmp_path):
