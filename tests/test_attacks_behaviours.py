@@ -35,7 +35,7 @@ def test_the_target_opening():
 def test_concord_is_the_default_corpus():
     test = load_behaviours("concord")
     assert {behaviour.benign for behaviour in test} == {True, False}
-    assert all(behaviour.id.startswith("test/") for behaviour in test)
+    assert all(behaviour.id.startswith("test/") and behaviour.harmful for behaviour in test)
 
 
 def test_csv_and_jsonl_give_the_same_behaviours(tmp_path):
