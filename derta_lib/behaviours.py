@@ -4,6 +4,7 @@ import importlib.util
 import random
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,8 @@ def _read_file(path: Path) -> list[Behaviour]:
             )
         lines[behaviour.id] = number
         behaviours.append(behaviour)
-    return behaviours
+    named = {b.twin: b.id for b in behaviours if b.twin}
+    return [replace(b, twin=b.twin or named.get(b.id, "")) for b in behaviours]
 
 
 def _from_row(row: dict[str, Any], where: str) -> Behaviour:

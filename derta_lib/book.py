@@ -20,6 +20,7 @@ import yaml
 
 from derta_lib import pages
 from derta_lib.errors import DertaError, UsageError
+from derta_lib.models import model_key, precision
 from derta_lib.params import RUN_DIR, Parameter, Value, parse_settings, read_parameters, read_profile, resolve
 from derta_lib.records import content_key, file_sha256, read_json, write_json, write_text
 from derta_lib.runs import check_name, merge, versions
@@ -141,8 +142,14 @@ def _execution_key(notebook: Path, parameters: Mapping[str, Value], root: Path) 
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_json(notebook)["cells"]]
     code = {str(path.relative_to(_LIBRARY)): file_sha256(path) for path in library_files()}
     used = {name: value for name, value in parameters.items() if name != RUN_DIR}
-    data = {name: _listing(root / value) for name, value in used.items() if isinstance(value, str) and value}
-    return content_key(cells, used, data, code, versions())
+    data: dict[str, Any] = {
+        name: _listing(root / Path(value).expanduser())
+        for name, value in used.items()
+        if isinstance(value, str) and value
+    }
+    if "model" in used:
+        data["model"] = model_key(str(used["model"]))
+    return content_key(cells, used, data, code, versions(), precision())
 
 
 def library_files() -> list[Path]:
@@ -152,7 +159,7 @@ def library_files() -> list[Path]:
 
 
 def _listing(path: Path) -> list[Any]:
-    """Names, sizes and times of the files a parameter points at (a data folder, a local model); [] if it is no path."""
+    """Names, sizes and times of the files a parameter points at (a data folder); [] if it is no path."""
     files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
     return [[str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns] for f in files if f.is_file()]
 

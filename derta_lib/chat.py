@@ -9,6 +9,13 @@ from derta_lib.errors import DertaError, first_line
 PROBE_SYSTEM = "Probe rules"
 PROBE_QUERY = "Probe question"
 PROBE_ANSWER = "Probe answer"
+ONE_DAY = (
+    "{% macro strftime_now(form) %}{{ form | replace('%d', '26') | replace('%b', 'Jul') | replace('%B', 'July')"
+    " | replace('%m', '07') | replace('%Y', '2024') }}{% endmacro %}"
+)
+"""For a template that asks for today's date (Llama 3.2's): the day that it falls back to, so that a prompt is the same
+on every day.
+"""
 
 
 class Message(TypedDict):
@@ -108,7 +115,12 @@ def written(tokenizer: Any, turns: Sequence[Message], open_answer: bool = True) 
             "set tokenizer.chat_template or use an instruction-tuned model."
         )
     try:
-        return tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=open_answer)
+        template = tokenizer.get_chat_template()
+        if "strftime_now" in template:
+            template = ONE_DAY + template
+        return tokenizer.apply_chat_template(
+            list(turns), chat_template=template, tokenize=False, add_generation_prompt=open_answer
+        )
     except Exception as error:  # a template is a program, and raises what it likes
         raise DertaError(f"The chat template of '{name}' fails ({first_line(error)}); mend the template.") from None
 
@@ -123,6 +135,14 @@ def plain_ids(tokenizer: Any, prompt: Prompt) -> list[int] | None:
     if prompt.messages[-1]["role"] == "assistant":
         return tokenizer(written(tokenizer, prompt.messages), add_special_tokens=False).input_ids
     return None
+
+
+def continued(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The text of ids that go on from other text, without special tokens. Alone, some tokenizers' would lose the space
+    that they begin with.
+    """
+    before = tokenizer(".", add_special_tokens=False).input_ids
+    return tokenizer.decode([*before, *ids], skip_special_tokens=True).removeprefix(tokenizer.decode(before))
 
 
 def _name(tokenizer: Any) -> str:

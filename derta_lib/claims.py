@@ -28,10 +28,13 @@ NOT_TESTED = "not tested at this scale"
 VERDICTS = (REPRODUCED, SAME_DIRECTION, NOT_REPRODUCED, NOT_TESTED)
 
 RELEASE_GAP = "The authors' own responses, scored by an offline judge instead of by hand."
-SMALL_GAP = "This run's own model after few steps on fictional crafts, instead of 7B to 70B on real requests."
+SMALL_GAP = (
+    "This run's own small model after few steps on fictional crafts, DeRTa by this book's preset, instead of base "
+    "models of 7B to 70B by the paper's loss on real requests."
+)
 SEEDS_GAP = (
-    "Several trainings of the reference model on fictional crafts (the kept seeds of notebook 05), instead of 7B to "
-    "70B on real requests."
+    "Several trainings of SmolLM2-135M-Instruct with LoRA on fictional crafts, DeRTa by this book's preset (the kept "
+    "seeds of notebook 05), instead of base models of 7B to 70B by the paper's loss on real requests."
 )
 UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 

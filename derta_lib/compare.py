@@ -25,8 +25,8 @@ from derta_lib.results import Number, Results
 from derta_lib.runs import kept_items, merge
 from derta_lib.stats import LEVEL, combine, difference
 
-MUST_AGREE = ("model", "data", "behaviours", "max_new_tokens")
-"""Parameters that decide what is measured, in every notebook that has them; data are compared by their hashes."""
+MUST_AGREE = ("model", "behaviours", "max_new_tokens")
+"""Parameters that decide what is measured, in every notebook that has them; data count by their hashes."""
 
 BETTER = {
     "asr": -1,
@@ -173,9 +173,8 @@ def _unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
             if one != other:
                 said.append(f"{name} is {one} in one and {other} in the other ({stem})")
         hashes = [{k: v for k, v in part["records"].items() if k.startswith("sha256/")} for part in parts]
-        said += [
-            f"the data file {k[7:]} differs ({stem})" for k in hashes[0] if hashes[1].get(k) not in (None, hashes[0][k])
-        ]
+        both = sorted({*hashes[0], *hashes[1]})
+        said += [f"the data file {k[7:]} differs ({stem})" for k in both if hashes[0].get(k) != hashes[1].get(k)]
     if not {*a["notebooks"]} & {*b["notebooks"]}:
         said.append("they have no notebook in common")
     return said

@@ -18,7 +18,7 @@ from derta_lib import lora, training
 from derta_lib.chat import chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
-from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer
+from derta_lib.models import load_model, load_tokenizer
 from derta_lib.records import code_key, content_key
 from derta_lib.supervision import Encoder
 
@@ -85,34 +85,34 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     recipe = replace(recipe, steps=min(recipe.steps, STEPS), triples=TRIPLES, helpful=1, learning_rate=rate)
     request = training.checkpoint_key(recipe, str(vanilla), triples, pairs)
     key = content_key(request, code_key([Path(__file__)], "trl"))
-    folder, work, card = training.places("dpo", key, str(vanilla))
-    if (folder / CHECKPOINT_CARD).exists():
-        return folder
-    tokenizer = load_tokenizer(str(vanilla))
-    encoder = Encoder(chat_of(tokenizer), "vanilla_half", recipe.preset, recipe.max_length)
-    examples = preferences(triples, pairs, encoder, recipe)
-    card["cut"] = dict(encoder.report)
-    per_step = len(examples) // recipe.steps
-    arguments = training.trainer_arguments(
-        DPOConfig,
-        work,
-        recipe,
-        beta=0.1,
-        max_length=None,
-        precompute_ref_log_probs=True,
-        per_device_train_batch_size=1,  # a pair at a time: less padding, and logits of whole rows are large
-        gradient_accumulation_steps=per_step,
-        learning_rate=rate,
-        save_steps=10,
-    )
-    trainer = PreferenceTrainer(
-        load_model(str(vanilla), recipe.dtype if recipe.lora_rank else "float32"),
-        args=arguments,
-        train_dataset=Dataset.from_list(examples),
-        processing_class=tokenizer,
-        peft_config=lora.config(recipe.lora_rank, recipe.lora_alpha) if recipe.lora_rank else None,
-        callbacks=[training.Progress("dpo", LOGGED)],
-    )
-    training.fit(trainer, work)
-    training.save(trainer, folder, tokenizer, recipe, card, LOGGED)
-    return folder
+
+    def make(folder: Path, work: Path, card: dict[str, Any]) -> None:
+        tokenizer = load_tokenizer(str(vanilla))
+        encoder = Encoder(chat_of(tokenizer), "vanilla_half", recipe.preset, recipe.max_length)
+        examples = preferences(triples, pairs, encoder, recipe)
+        card["cut"] = dict(encoder.report)
+        per_step = len(examples) // recipe.steps
+        arguments = training.trainer_arguments(
+            DPOConfig,
+            work,
+            recipe,
+            beta=0.1,
+            max_length=None,
+            precompute_ref_log_probs=True,
+            per_device_train_batch_size=1,  # a pair at a time: less padding, and logits of whole rows are large
+            gradient_accumulation_steps=per_step,
+            learning_rate=rate,
+            save_steps=10,
+        )
+        trainer = PreferenceTrainer(
+            load_model(str(vanilla), recipe.dtype if recipe.lora_rank else "float32"),
+            args=arguments,
+            train_dataset=Dataset.from_list(examples),
+            processing_class=tokenizer,
+            peft_config=lora.config(recipe.lora_rank, recipe.lora_alpha) if recipe.lora_rank else None,
+            callbacks=[training.Progress("dpo", LOGGED)],
+        )
+        training.fit(trainer, work)
+        training.save(trainer, folder, tokenizer, recipe, card, LOGGED)
+
+    return training.made_once("dpo", key, str(vanilla), make)

@@ -51,18 +51,18 @@ def responses(model: str, suite: Suite, attacker: str = "", **budgets: Any) -> p
     """One row a response of `model` (name, hub id, folder or checkpoint) with its verdict, cached by content.
 
     `attacker` writes PAIR's prompts, `budgets` are those of `attacks.build`; a search stops at its judge's verdict.
-    Columns: attack, behaviour, benign, query, prompt, prefill, response, pair (a craft and its twin share it),
-    steps_given (bool; by the default judge: unsafe), refused ('full', 'partial', 'none'), refusal_token (tokenizer-free
-    index or None), loops.
+    Columns: attack, behaviour, benign, query, prompt, prefill, response, steps_given (bool; by the default judge:
+    unsafe), refused ('full', 'partial', 'none'), loops.
     """
     sources = sorted(path for pattern in SOURCES for path in Path(__file__).parent.glob(pattern))
     code = code_key(sources, "torch", "transformers", "peft")
     asked = [model_key(model), asdict(suite), attacker and model_key(attacker), budgets, code]
     out = cache_dir() / "responses" / f"{content_key(*asked)}.jsonl"
-    there = resume_jsonl(out, required=("attack", "behaviour", "query", "response")).values()
+    judge = judge_of(suite.behaviours)
+    records = list(resume_jsonl(out, required=("attack", "behaviour", "query", "response")).values())
     wanted = {(name, behaviour.id) for name in suite.attacks for behaviour in suite.behaviours}
-    if {(record["attack"], record["behaviour"]) for record in there} != wanted:
-        target, judge = local_target(model), judge_of(suite.behaviours)
+    if {(record["attack"], record["behaviour"]) for record in records} != wanted:
+        target = local_target(model)
         writing = local_target(attacker) if attacker else None
         attacks = [
             build(
@@ -77,8 +77,15 @@ def responses(model: str, suite: Suite, attacker: str = "", **budgets: Any) -> p
             )
             for name in suite.attacks
         ]
-        attack(suite.behaviours, attacks, target, out, seed=suite.seed, target_key=model_key(model))
-    return judged(out, suite.behaviours)
+        records = attack(suite.behaviours, attacks, target, out, seed=suite.seed, target_key=model_key(model))
+    verdicts = judge.judge([Item(r["id"], r["query"], r["response"], r["prompt"], r["continues"]) for r in records])
+    kept = ["attack", "behaviour", "benign", "query", "prompt", "prefill", "response"]
+    frame = pd.DataFrame(records, columns=kept)
+    return frame.assign(
+        steps_given=[verdict.unsafe for verdict in verdicts],
+        refused=[verdict.refused for verdict in verdicts],
+        loops=frame.response.map(loops),
+    )
 
 
 def searched_responses(
@@ -89,23 +96,6 @@ def searched_responses(
     """
     suite = Suite(("pair", "autodan"), tuple(behaviours), (), max_new_tokens, seed)
     return responses(model, suite, attacker, **ATTACKER, **budget)
-
-
-def judged(path: Path, behaviours: Sequence[Behaviour]) -> pd.DataFrame:
-    """The responses of a file with the verdicts of `judges.corpus.judge_of`, one row each (columns as `responses`)."""
-    records = list(resume_jsonl(path).values())
-    items = [Item(r["id"], r["query"], r["response"], r["prompt"], r["continues"]) for r in records]
-    verdicts = judge_of(behaviours).judge(items)
-    pairs = {b.id: min(b.id, b.twin or b.id) for b in behaviours}
-    kept = ["attack", "behaviour", "benign", "query", "prompt", "prefill", "response"]
-    frame = pd.DataFrame(records, columns=kept)
-    return frame.assign(
-        pair=frame.behaviour.map(pairs),
-        steps_given=[verdict.unsafe for verdict in verdicts],
-        refused=[verdict.refused for verdict in verdicts],
-        refusal_token=[verdict.refusal_index for verdict in verdicts],
-        loops=frame.response.map(loops),
-    )
 
 
 def loops(text: str) -> bool:

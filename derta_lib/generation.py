@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from derta_lib.cache import Bin, Plan, RowCache, States, plan_bins, shared_length
-from derta_lib.chat import Chat, Prompt, chat_of, plain_ids
+from derta_lib.chat import Chat, Prompt, chat_of, continued, plain_ids
 from derta_lib.errors import DertaError, UsageError, check_whole
 from derta_lib.loss import site_logits, site_losses
 from derta_lib.models import load_model, load_tokenizer
@@ -37,6 +37,11 @@ class LocalTarget:
         """`Chat.cut`, so that a model without a template meets attacks that need none."""
         return self.chat.cut(text, tokens)
 
+    def start(self, text: str, tokens: int) -> str:
+        """The first `tokens` tokens of a text, outside any chat."""
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return text if len(ids) <= tokens else self.tokenizer.decode(ids[:tokens])
+
     def prompt_ids(self, prompt: Prompt) -> list[int]:
         """Ids of all that stands before the continuation."""
         plain = plain_ids(self.tokenizer, prompt)
@@ -45,7 +50,12 @@ class LocalTarget:
     def respond(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
         """Greedy continuation of each prompt, without special tokens, in order."""
         ids = generate(self.model, [self.prompt_ids(prompt) for prompt in prompts], max_new_tokens, self.stops)
-        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        return [
+            continued(self.tokenizer, row)
+            if prompt.raw is not None or prompt.prefill
+            else self.tokenizer.decode(row, skip_special_tokens=True)
+            for prompt, row in zip(prompts, ids, strict=True)
+        ]
 
     def log_likelihood(self, prompts: Sequence[Prompt], continuations: Sequence[str]) -> list[float]:
         """Mean log-probability (nats a token) of each continuation after its prompt, in order."""
@@ -131,7 +141,8 @@ def _filled(items: Iterable[T], size: Callable[[T | None, T], int], limit: int) 
 def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, stops: set[int]) -> list[list[int]]:
     """New token ids of each prompt's greedy continuation, without the stop token, in order.
 
-    Equal to `model.generate(do_sample=False)` prompt by prompt in fp32. Raises UsageError for no new tokens, and
+    Equal to `model.generate(do_sample=False)` prompt by prompt in fp32, for a generation_config that changes no scores
+    (a repetition penalty, as some models' files ask for, is not applied). Raises UsageError for no new tokens, and
     DertaError where a prompt and its continuation are longer than the model's context.
     """
     check_whole("max_new_tokens", max_new_tokens, 1)

@@ -26,12 +26,13 @@ def site_losses(model: Any, packed: Pack) -> torch.Tensor:
 
 def site_logits(model: Any, states: torch.Tensor) -> torch.Tensor:
     """Logits [S, V] of hidden states [S, d]; the scalings some families put behind the head are float32."""
+    config = model.config.get_text_config()
     logits = model.get_output_embeddings()(states)
-    if scale := getattr(model.config, "logits_scaling", None):
+    if scale := getattr(config, "logits_scaling", None):
         logits = logits.float() / scale
-    if factor := getattr(model.config, "logit_scale", None):
+    if factor := getattr(config, "logit_scale", None):
         logits = logits.float() * factor
-    if softcap := getattr(model.config, "final_logit_softcapping", None):
+    if softcap := getattr(config, "final_logit_softcapping", None):
         logits = torch.tanh(logits.float() / softcap) * softcap
     return logits
 
@@ -157,11 +158,7 @@ class _SideBySide(torch.autograd.Function):
         return None, None, None, *(None if gradient is None else gradient * scale[0] for gradient in gradients)
 
 
-def task_sums(losses: torch.Tensor, packed: Pack) -> dict[str, tuple[float, int]]:
-    """Sum of each term's site losses (nats) and their number, for the log."""
-    tasks = packed.tasks.to(losses.device)
-    return {
-        task: (losses.detach()[tasks == number].sum().item(), int((tasks == number).sum()))
-        for number, task in enumerate(TASKS)
-        if (tasks == number).any()
-    }
+def task_sums(losses: torch.Tensor, packed: Pack) -> torch.Tensor:
+    """Sum of each term's site losses (nats) and their number, [len(TASKS), 2], for the log."""
+    values = torch.stack([losses.detach(), torch.ones_like(losses)], 1)
+    return values.new_zeros(len(TASKS), 2).index_add_(0, packed.tasks.to(losses.device), values)

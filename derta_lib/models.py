@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from derta_lib.errors import DertaError, UsageError, first_line
+from derta_lib.errors import DertaError, UsageError, check_known, first_line
 from derta_lib.records import cache_dir, content_key, file_sha256, read_json, write_json
 
 REFERENCE = "reference"
@@ -131,8 +131,8 @@ _HELD = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
 def model_key(model: str) -> str:
-    """Key of a model as it computes here: `precision`, and what it holds (its files' hashes for a folder, its id and
-    commit for the hub).
+    """Key of a model as it computes here: `precision`, and what it holds (for a folder its files' hashes and the key of
+    the base that an adapter stands on; its id and commit for the hub).
 
     The commit is None where neither the hub nor its cache knows the model; loading it then says so.
     """
@@ -146,19 +146,35 @@ def model_key(model: str) -> str:
         # a card says what an adapter was trained from; its config only says where that lies
         told = (CHECKPOINT_CARD, "adapter_config.json") if card.exists() else ()
         files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name not in told)
-        held = read_json(card) if told else None, [(path.name, _sha256(path)) for path in files]
+        below = (model_key(_base(folder)),) if (folder / "adapter_config.json").exists() else ()
+        held = read_json(card) if told else None, [(path.name, _sha256(path)) for path in files], *below
     return content_key(precision(), *held)
+
+
+def _base(folder: Path) -> str:
+    """The model that the adapter in a folder stands on; DertaError where it names none."""
+    if not (base := read_json(folder / "adapter_config.json").get("base_model_name_or_path")):
+        raise DertaError(f"{folder / 'adapter_config.json'}: it names no base model; set 'base_model_name_or_path'.")
+    return base
 
 
 @cache  # the hub is asked once, and a run keeps to one commit
 def _hub_commit(hub_id: str) -> str | None:
     from transformers.utils import cached_file
 
-    try:
-        config = cached_file(hub_id, "config.json")  # in the hub's cache, under snapshots/<commit>
-    except OSError:
-        return None
-    return config and Path(config).parent.name
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            found = cached_file(hub_id, name)  # in the hub's cache, under snapshots/<commit>
+        except OSError:
+            continue
+        if found:
+            return Path(found).parent.name
+    return None
+
+
+def _revision(location: str) -> str | None:
+    """What to load of a hub id: the commit that its key names."""
+    return None if Path(location).is_dir() else _hub_commit(location)
 
 
 def checkpoint_card(folder: str) -> dict[str, Any]:
@@ -172,28 +188,25 @@ def load_tokenizer(model: str) -> Any:
 
     location = resolve(model)
     try:
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=False, revision=_revision(location))
     except Exception as error:  # a damaged folder makes transformers raise whatever its parsers do
         raise DertaError(f"model '{model}': its tokenizer could not be loaded ({first_line(error)}).") from None
 
 
-_settled: list[str] = []
-
-
-def settle_precision(dtype: str) -> None:
-    """Let `precision` be `dtype` in this process: what the one that began it has found."""
-    _settled[:] = [dtype]
+DTYPES = ("bfloat16", "float32")
 
 
 def precision() -> str:
-    """The dtype that models compute in here: "bfloat16" where products are faster in it, else "float32".
+    """The dtype that models compute in here: DERTA_PRECISION where it is set, else "bfloat16" where products are faster
+    in it, else "float32".
 
-    A GPU is asked. On a CPU both are tried, once a process: many have no instructions for bf16, or slow ones, and fp32
-    is far ahead there; on the others bf16 is.
+    A GPU is asked. On a CPU both are tried: many have no instructions for bf16, or slow ones, and fp32 is far ahead
+    there; on the others bf16 is. What was found is set, so that the processes begun from here compute in the same.
     """
-    if not _settled:
-        settle_precision(_faster())
-    return _settled[0]
+    found = os.environ.get("DERTA_PRECISION") or _faster()
+    check_known("precision", found, DTYPES)
+    os.environ["DERTA_PRECISION"] = found
+    return found
 
 
 def _faster() -> str:
@@ -201,7 +214,7 @@ def _faster() -> str:
 
     if torch.cuda.is_available():
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    least = {"bfloat16": float("inf"), "float32": float("inf")}
+    least = dict.fromkeys(DTYPES, float("inf"))
     for _ in range(5):
         for name, before in least.items():
             states, weights = (torch.ones(256, 512, dtype=getattr(torch, name)) for _ in range(2))
@@ -230,21 +243,26 @@ def load_model(model: str, dtype: str | None = None) -> Any:
             from peft import PeftModel, get_peft_model_state_dict
             from safetensors import safe_open
 
-            if not (base := read_json(adapter).get("base_model_name_or_path")):
-                raise DertaError(f"{adapter}: it names no base model; set 'base_model_name_or_path'.")
+            base = _base(adapter.parent)
             with safe_open(adapter.with_name("adapter_model.safetensors"), "pt") as file:
                 held = set(file.keys())
             adapted = PeftModel.from_pretrained(load_model(base, "float32"), location)
             _refuse_gaps(get_peft_model_state_dict(adapted).keys() - held, model)
             # PEFT has frozen the base, and full-parameter training may start from this checkpoint
-            loaded = adapted.merge_and_unload().to(wanted).requires_grad_(True)
+            loaded = adapted.merge_and_unload().requires_grad_(True)
+            for parameter in loaded.parameters():  # `.to` would round the rotary frequencies as well
+                parameter.data = parameter.data.to(wanted)
         else:
             read: Any = AutoModelForCausalLM.from_pretrained(
-                location, dtype=wanted, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                location,
+                dtype=wanted,
+                use_safetensors=True,
+                trust_remote_code=False,
+                revision=_revision(location),
+                output_loading_info=True,
             )
             loaded, told = read
             _refuse_gaps(told["missing_keys"], model)
-            _refuse_long_rows(loaded, model)
     except DertaError:
         raise
     except Exception as error:  # a damaged folder makes transformers and PEFT raise whatever their parsers do
@@ -258,24 +276,3 @@ def _refuse_gaps(missing: Iterable[str], model: str) -> None:
             f"model '{model}': {len(names)} of its weights are not in its files ({names[0]} is the first); "
             "take a whole copy."
         )
-
-
-def _refuse_long_rows(loaded: Any, model: str) -> None:
-    """Stop packs of a model whose rotary frequencies change with the longest row before the end of its context, once a
-    row is so long that they do: from there on the rows of a pack would influence one another.
-    """
-    config = loaded.config.get_text_config()
-    given = getattr(config, "rope_parameters", None) or {}
-    rules = [given, *(rule for rule in given.values() if isinstance(rule, dict))]  # of all layers, or by their type
-    for rule in [rule for rule in rules if rule.get("rope_type") == "longrope"]:
-        limit = rule.get("original_max_position_embeddings", config.max_position_embeddings)
-
-        def check(_: Any, arguments: Any, named: dict[str, Any], limit: int = limit) -> None:
-            positions = named.get("position_ids")
-            if positions is not None and (length := int(positions.max()) + 1) > limit:
-                raise DertaError(
-                    f"model '{model}': a row of {length} tokens is longer than {limit}, where its rotary embedding "
-                    "('longrope') changes for all rows of a pack; lower max_length or max_new_tokens."
-                )
-
-        loaded.get_decoder().register_forward_pre_hook(check, with_kwargs=True)

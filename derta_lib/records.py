@@ -190,7 +190,7 @@ def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
         raise DertaError(f"{path}: the file is empty; give it a header and at least one row.")
 
 
-def resume_jsonl(path: Path | str, required: Iterable[str] = ("id",)) -> dict[str, dict[str, Any]]:
+def resume_jsonl(path: Path | str, required: Iterable[str] = ()) -> dict[str, dict[str, Any]]:
     """Records of an interrupted JSONL file by id, without a last line that was torn in writing.
 
     Raises DertaError as `read_jsonl` does, and for an id that is not text.
@@ -199,7 +199,8 @@ def resume_jsonl(path: Path | str, required: Iterable[str] = ("id",)) -> dict[st
         return {}
     whole, _, last = Path(path).read_bytes().rpartition(b"\n")
     found = {}
-    for number, record in _records(path, _decoded(path, whole + b"\n" + last if _is_json(last) else whole), required):
+    text = _decoded(path, whole + b"\n" + last if _is_json(last) else whole)
+    for number, record in _records(path, text, ("id", *required)):
         if not isinstance(record["id"], str):
             raise DertaError(f"{path}, line {number}: 'id' must be text; this file was not written by an attack.")
         found[record["id"]] = record

@@ -11,14 +11,15 @@ import pandas as pd
 
 from derta_lib import paper, stats
 from derta_lib.judges.refusal import EARLY
-from derta_lib.rescore import CELL
+from derta_lib.rescore import CELL, UNREAD
 from derta_lib.results import Number
 from derta_lib.stats import BEGINNING
 
 
 def cells(responses: pd.DataFrame, error: stats.JudgeError | None = None) -> pd.DataFrame:
     """Attack success by model, method and attack, in percent: n, unscored, asr, low, high (Wilson), keywords, paper,
-    source (the paper's table), difference (asr - paper); with the judge's known `error`, corrected, its low and high.
+    source (the paper's table), difference (asr - paper); with the judge's known `error`, corrected, its low and high
+    (blank where the judge has not read all: what it has not, its error does not touch).
 
     `paper` is blank for what the paper does not report.
     """
@@ -28,7 +29,7 @@ def cells(responses: pd.DataFrame, error: stats.JudgeError | None = None) -> pd.
         row = dict(zip(CELL, names, strict=True)) | {"n": len(scored), "unscored": len(group) - len(scored)}
         if len(scored):
             row |= _percent("asr", stats.share(scored))
-            if error is not None:
+            if error is not None and not (group["kind"] == UNREAD).any():
                 row |= _percent("corrected", stats.corrected_rate(int(scored.sum()), len(scored), error), "corrected_")
         rows.append(row | {"keywords": 100 * group["keywords"].mean()})
     return _beside_paper(pd.DataFrame(rows), "asr", paper.ATTACKS)
@@ -236,8 +237,7 @@ def halts(responses: pd.DataFrame, model: str, attack: str) -> dict[str, Number]
     the refusal; more than a label does ("words", over EARLY tokens); what does would be "unsafe" if it stood alone.
     """
     part = responses[(responses["model"] == model) & (responses["attack"] == attack)].dropna(subset="unsafe")
-    by_method = {method: rows.set_index("question") for method, rows in part.groupby("method")}
-    vanilla, derta = by_method["vanilla"], by_method["derta"]
+    vanilla, derta = (part[part["method"] == method].set_index("question") for method in ("vanilla", "derta"))
     begun = derta["begun"].fillna(False).astype(bool)
     counted = derta.index.isin(vanilla.index[vanilla["unsafe"].astype(bool)]) & (~derta["unsafe"].astype(bool) | begun)
     begins = {"any": derta["refusal"] > 0, "words": derta["refusal"] > EARLY, "unsafe": begun}

@@ -1,12 +1,12 @@
 """Results of a run: named numbers, each with its n and its interval, in one file."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from derta_lib.errors import DertaError
-from derta_lib.records import read_json, write_json
+from derta_lib.records import read_json
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,6 @@ class Number:
 
 Results = dict[str, Number]
 """Numbers by key; a key is a path such as `asr/derta/prefilling-8`."""
-
-
-def save(path: Path | str, results: Results) -> Path:
-    return write_json(path, {key: asdict(number) for key, number in results.items()})
 
 
 def load(path: Path | str) -> Results:

@@ -34,6 +34,7 @@ PACKAGES = ("derta-lib", "torch", "transformers", "peft", "trl", "numpy", "scipy
 """Packages whose versions a manifest names and a cached notebook depends on."""
 
 _IN_PARTS = ("results", "items")  # kept out of the manifest
+_KEPT = {"notebook", "parameters", "records", *_IN_PARTS}
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
 
 
@@ -153,8 +154,18 @@ def project_root() -> Path:
 
 def kept_items(folder: Path) -> dict[str, dict[str, float]]:
     """Outcomes by item for each key of a run that was put with them."""
-    parts = (read_json(path) for path in sorted((folder / "parts").glob("*.json")))
-    return {key: items for part in parts for key, items in part["items"].items()}
+    return {key: items for part in _parts(folder) for key, items in part["items"].items()}
+
+
+def _parts(folder: Path) -> list[dict[str, Any]]:
+    """What the notebooks of a run have left; DertaError for a file that no notebook has written."""
+    parts = []
+    for path in sorted((folder / "parts").glob("*.json")):
+        part = read_json(path)
+        if not isinstance(part, dict) or not part.keys() >= _KEPT:
+            raise DertaError(f"{path}: this is not what a notebook leaves of a run; make the run again.")
+        parts.append(part)
+    return parts
 
 
 def merge(folder: Path) -> tuple[Results, dict[str, Any]]:
@@ -163,7 +174,7 @@ def merge(folder: Path) -> tuple[Results, dict[str, Any]]:
     Two notebooks may put the same key when they measured the same. Raises DertaError when they did not, and when
     there are no parts.
     """
-    parts = [read_json(path) for path in sorted((folder / "parts").glob("*.json"))]
+    parts = _parts(folder)
     if not parts:
         raise DertaError(f"{folder}: no notebook has run here; make the run with `derta book --name {folder.name}`.")
     owner: dict[str, str] = {}

@@ -84,14 +84,11 @@ def read_seeds(path: Path = KEPT) -> Seeds:
     return Seeds(kept["date"], kept["machine"], kept["request"], pd.DataFrame(kept["records"]))
 
 
-def begin(dtype: str) -> None:
-    """What a worker does first: it takes THREADS, and its parent's precision, as its own timing would be under load."""
+def begin() -> None:
+    """What a worker does first: it takes THREADS."""
     import torch
 
-    from derta_lib.models import settle_precision
-
     torch.set_num_threads(THREADS)
-    settle_precision(dtype)
 
 
 def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -113,22 +110,22 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     """Measure the components of a profile with the seeds 0..seeds−1, `workers` processes at once; write the file `out`.
 
     `root` is the checkout. DPO starts from the vanilla checkpoint of its seed, so one process makes both. Raises
-    UsageError for an unknown profile, a mistyped value in it, components without vanilla, and for less than one seed or
-    worker.
+    UsageError for an unknown profile, a mistyped name or value in it, components without vanilla, and for less than one
+    seed or worker.
     """
     import torch  # noqa: F401  (environment() asks it for the GPU)
 
     from derta_lib.experiment import DPO
-    from derta_lib.params import read_parameters, read_profile, resolve
+    from derta_lib.params import read_profile, resolve
     from derta_lib.runs import environment
 
     if seeds < 1 or workers < 1:
         raise UsageError(f"--seeds {seeds} --workers {workers}: give whole numbers from 1 on.")
+    if not (root / "notebooks").is_dir():
+        raise UsageError(f"{root} is not a checkout of the companion (it has no notebooks); run this command in one.")
     check_output(out)
     chosen = read_profile(root / "notebooks" / "profiles" / f"{profile}.yaml")
-    notebook = root / "notebooks" / f"{NOTEBOOK}.ipynb"
-    declared = read_parameters(notebook)
-    parameters = resolve([notebook], {name: chosen[name] for name in chosen if name in declared}, {})[NOTEBOOK]
+    parameters = resolve(sorted((root / "notebooks").glob("*.ipynb")), chosen, {})[NOTEBOOK]
     budget: dict[str, Any] = {name: parameters[name] for name in ("model", "data", *SETTINGS, *LISTS)}
     components = list(budget["components"])
     if "vanilla" not in components:
@@ -139,9 +136,7 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     machine = {**environment(), "threads": THREADS}
     records: list[dict[str, Any]] = []
     # a process a task: what a training has taken of the memory goes back with it
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), begin, (machine["precision"],), max_tasks_per_child=1
-    ) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, max_tasks_per_child=1) as pool:
         running = [pool.submit(measure, chain, seed, budget) for chain in chains for seed in range(seeds)]
         try:
             for done in tqdm(as_completed(running), "trainings", len(running)):

@@ -15,13 +15,13 @@ from sphinx.util.docutils import SphinxDirective
 from derta_lib import claims, results, stats
 from derta_lib.sphinx_results import run_results, table
 
+EXPLORER = (
+    '<div id="derta-explorer" class="derta-explorer"><p>Loading the measurements …</p></div>'
+    "<noscript><p>The explorer needs JavaScript; the figures on the other pages do not.</p></noscript>"
+)
 EXPLORER_DATA = "explorer-data.js"
 EXPLORER_FILES = ("explorer.css", EXPLORER_DATA, "explorer.js")
 MARKS = dict(zip(claims.VERDICTS, ("✓", "≈", "✗", "–"), strict=True))
-
-
-class ExplorerNode(nodes.General, nodes.Element):
-    """Where the explorer stands on a page."""
 
 
 class Details(nodes.General, nodes.Element):
@@ -40,7 +40,7 @@ class ExplorerDirective(SphinxDirective):
         if not any((folder / EXPLORER_DATA).is_file() for folder in folders):
             message = "the explorer's data are missing (the run has no explorer.js), so this page would be blank"
             logging.getLogger(__name__).warning(message, location=self.get_location())
-        return [ExplorerNode()]
+        return [nodes.raw("", EXPLORER, format="html")]
 
 
 class Claims(SphinxDirective):
@@ -104,14 +104,6 @@ def _card(row: dict[Any, Any]) -> Details:
     return Details("", summary, terms, classes=["derta-claim", colour], ids=[f"claim-{row['id']}"])
 
 
-def _visit_explorer(translator: Any, node: ExplorerNode) -> None:
-    translator.body.append(
-        '<div id="derta-explorer" class="derta-explorer"><p>Loading the measurements …</p></div>'
-        "<noscript><p>The explorer needs JavaScript; the figures on the other pages do not.</p></noscript>"
-    )
-    raise nodes.SkipNode
-
-
 def _element(tag: str) -> tuple[Any, Any]:
     def visit(translator: Any, node: nodes.Element) -> None:
         translator.body.append(translator.starttag(node, tag))
@@ -126,7 +118,7 @@ def _add_explorer(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """The explorer's files on its own page alone, deferred, so that the first paint waits for none of them."""
-    if doctree is not None and next(doctree.findall(ExplorerNode), None) is not None:
+    if doctree is not None and any(node.astext() == EXPLORER for node in doctree.findall(nodes.raw)):
         app.add_css_file("explorer.css")
         app.add_js_file(EXPLORER_DATA, loading_method="defer", priority=800)
         app.add_js_file("explorer.js", loading_method="defer", priority=810)
@@ -155,7 +147,6 @@ def _not_on_every_page(app: Sphinx, config: Config) -> None:
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.add_node(ExplorerNode, html=(_visit_explorer, None))
     app.add_node(Details, html=_element("details"))
     app.add_node(Summary, html=_element("summary"))
     app.add_directive("explorer", ExplorerDirective)

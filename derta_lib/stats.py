@@ -86,7 +86,7 @@ def pooled_share(right: ArrayLike, clusters: Sequence[Hashable]) -> Number:
     held = _outcomes(right)
     if held.size != len(clusters):
         raise DertaError(f"Every outcome needs its cluster: {held.size} and {len(clusters)} are there.")
-    codes = _codes(clusters)
+    codes = pd.factorize(pd.Series(clusters))[0]
     k, n = np.bincount(codes, weights=held), np.bincount(codes)
     return share(held) if held.size == n.size else repeats(list(zip(k, n, strict=True)))
 
@@ -117,7 +117,6 @@ def difference(
     a: ArrayLike,
     b: ArrayLike,
     clusters: Sequence[Hashable],
-    groups: Sequence[Hashable] | None = None,
     *,
     seed: int = 0,
     resamples: int = 10_000,
@@ -125,13 +124,12 @@ def difference(
     """Mean of a minus mean of b in percentage points, with a paired bootstrap that resamples whole clusters.
 
     `a`, `b` and `clusters` have one entry a pair: the outcomes (0/1 or shares) of two methods on the same item, and
-    the question the item belongs to (items of one question are not independent). With `groups`, an entry a pair such
-    as its attack, it is the mean of the groups' own differences, each taken anew in every resample (over the groups
-    that are in it). Percentile interval, Efron and Tibshirani (1993), chapter 13, expanded for few clusters as by
-    Hesterberg (2015), section 5.3; where all clusters are alike, `_all_alike`. n is the number of pairs. With one
-    cluster there is no interval. Raises DertaError when lengths differ, nothing is there, or a value is not finite.
+    the question the item belongs to (items of one question are not independent). Percentile interval, Efron and
+    Tibshirani (1993), chapter 13, expanded for few clusters as by Hesterberg (2015), section 5.3; where all clusters
+    are alike, `_all_alike`. n is the number of pairs. With one cluster there is no interval. Raises DertaError when
+    lengths differ, nothing is there, or a value is not finite.
     """
-    return _clustered(a, b, clusters, groups, -100.0, seed, resamples)
+    return _clustered(a, b, clusters, None, -100.0, seed, resamples)
 
 
 def _clustered(
@@ -151,7 +149,7 @@ def _clustered(
             f"difference() needs both values, cluster and group of each pair: {ours.size}, {theirs.size}, "
             f"{len(clusters)} and {len(groups)} are there; leave out what has no counterpart."
         )
-    cluster, group = _codes(clusters), _codes(groups)
+    cluster, group = (pd.factorize(pd.Series(labels))[0] for labels in (clusters, groups))
     sums, sizes = np.zeros((2, cluster.max() + 1, group.max() + 1))
     np.add.at(sums, (cluster, group), 100 * (ours - theirs))
     np.add.at(sizes, (cluster, group), 1)
@@ -275,9 +273,3 @@ def _outcomes(values: ArrayLike) -> np.ndarray:
     if not np.isin(x, (0, 1)).all():
         raise DertaError("An outcome is True or False; leave unscored rows (None, NaN) out and count them.")
     return x.astype(bool)
-
-
-def _codes(labels: Iterable[Hashable]) -> np.ndarray:
-    """A number from 0 for each different label, in their order."""
-    known: dict[Hashable, int] = {}
-    return np.array([known.setdefault(label, len(known)) for label in labels], dtype=int)

@@ -62,6 +62,7 @@ METHODS = {
     "official": Method("as published", "#221111", "P"),
     "base": Method("untuned", "#5c4b65", "X"),
     "vanilla": Method("vanilla", "#963a00", "s"),
+    "vanilla_half": Method("vanilla, half the data", "#8400fc", ">"),
     "harmful_prefix": Method("harmful prefix", "#e96b1f", "^"),
     "rto": Method("RTO only", "#368bff", "v"),
     "derta": Method("DeRTa", "#030383", "o"),

@@ -7,6 +7,7 @@ Every method of the paper is a composition of two terms (equation 2):
 `mle` is the first, with k uniform in 0..|r̂| (methods with a prefix) or k = 0 (equation 1); `rto(..)` the second.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from derta_lib.chat import Chat, ask
 from derta_lib.data import Pair, Triple
-from derta_lib.errors import DertaError, check_known
+from derta_lib.errors import DertaError, UsageError, check_known
 from derta_lib.refusal import RefusalToken, bare_refusal_token, refusal_token
 from derta_lib.tree import Row, Site
 
@@ -27,7 +28,7 @@ class Preset:
     (then kept RTO sites weigh λ / keep: an unbiased estimate of λ times equation 2's sum), 'sites' counts every
     site with weight 1 (the authors' token mean). `glued` takes the bare refusal token in every context.
     `both_at_fork` leaves RTO's target at position k, where MLE asks for r's first token: two targets for one
-    context. The default gives that context to MLE alone.
+    context. The default gives that context to MLE alone. Raises UsageError for numbers that no loss could have.
     """
 
     keep: float
@@ -35,6 +36,13 @@ class Preset:
     mean: str
     glued: bool
     both_at_fork: bool
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1:
+            raise UsageError(f"keep is {self.keep}; it is the share of RTO sites kept, above 0 and at most 1.")
+        if not 0 <= self.weight < math.inf:
+            raise UsageError(f"the weight λ is {self.weight}; it must be 0 or more and finite.")
+        check_known("mean", self.mean, ("mle", "sites"))
 
 
 PRESETS = {

@@ -6,13 +6,16 @@ import os
 import random
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
@@ -27,7 +30,7 @@ from derta_lib.records import cache_dir, code_key, content_key, read_json, write
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
 
 Example = Triple | Pair
-SOURCES = ("chat", "lora", "loss", "norm", "refusal", "supervision", "training", "tree")
+SOURCES = ("chat", "lora", "loss", "models", "norm", "refusal", "supervision", "training", "tree")
 """Modules whose code decides what a checkpoint is."""
 
 
@@ -56,11 +59,14 @@ class Recipe:
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        least = {"steps": 1, "triples": 1, "helpful": 0, "lora_rank": 0, "max_length": 2, "micro_batch": 1, "seed": 0}
+        least = {"steps": 1, "triples": 1, "helpful": 0, "max_length": 2, "micro_batch": 1, "seed": 0}
+        least |= {"lora_rank": 0, "lora_alpha": 1}
         for name, low in least.items():
             check_whole(name, getattr(self, name), low)
         if not 0 < self.learning_rate < math.inf:
             raise UsageError(f"learning_rate is {self.learning_rate}; it must be above 0 and finite.")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"warmup is {self.warmup}; it is the share of the steps in which the rate rises, below 1.")
         if self.seed >= 2**32:
             raise UsageError(f"seed is {self.seed}; it must be below 2**32.")
 
@@ -151,7 +157,7 @@ class SiteTrainer(Trainer):
         super().__init__(model, **kwargs)
         self.model_accepts_loss_kwargs = True  # the loss is already scaled for gradient accumulation
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.task_losses: dict[str, list[tuple[float, int]]] = {}
+        self.task_sums = torch.zeros(len(tree.TASKS), 2, device=self.args.device)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         count = torch.tensor(sum(packed.count for sample in batch_samples for packed in sample["packs"]), device=device)
@@ -162,24 +168,29 @@ class SiteTrainer(Trainer):
     ) -> torch.Tensor:
         total, found = loss.micro_batch_sum(model, inputs["packs"], self.trained)
         for losses, packed in zip(found, inputs["packs"], strict=True):
-            for task, of_task in loss.task_sums(losses, packed).items():
-                self.task_losses.setdefault(task, []).append(of_task)
+            self.task_sums += loss.task_sums(losses, packed)
         # DDP averages gradients over processes, the objective sums them
         return total * self.args.world_size / num_items_in_batch
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        means = {task: sum(s for s, _ in of) / sum(n for _, n in of) for task, of in self.task_losses.items()}
-        self.task_losses = {}
+        sums = self.task_sums
+        if self.args.world_size > 1:
+            sums = self.accelerator.gather(sums[None]).sum(0)
+        means = {task: total / count for task, (total, count) in zip(tree.TASKS, sums.tolist(), strict=True) if count}
+        self.task_sums = torch.zeros_like(sums)
         super().log({**logs, **means}, *args, **kwargs)
 
 
 class Progress(TrainerCallback):
-    """A progress bar with the numbers `logged`. Raises DertaError for one that is not finite."""
+    """A progress bar with the numbers `logged`, and the seconds of each step in the log. Raises DertaError for a number
+    that is not finite.
+    """
 
     def __init__(self, name: str, logged: Sequence[str]) -> None:
         self.name, self.logged = name, logged
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.since = time.monotonic()
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.name, unit="step")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
@@ -189,6 +200,9 @@ class Progress(TrainerCallback):
                 raise DertaError(
                     f"'{name}' is {value} at step {state.global_step}: the training diverged; lower learning_rate."
                 )
+        # kept with the steps, so that a resumed training counts those of its earlier part
+        now = time.monotonic()
+        state.log_history[-1]["seconds"], self.since = now - self.since, now
         self.bar.set_postfix({name: f"{value:.3f}" for name, value in shown.items()})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -269,9 +283,11 @@ def checkpoint_key(recipe: Recipe, model: str, triples: Sequence[Triple], pairs:
     return content_key(asdict(recipe), model_key(model), data, code_key(sources, "torch", "transformers", "peft"))
 
 
-def places(name: str, key: str, model: str) -> tuple[Path, Path, dict[str, Any]]:
-    """The folder of a checkpoint trained from `model`, that of what an interrupted run left, and its card's beginning.
+def made_once(name: str, key: str, model: str, make: Callable[[Path, Path, dict[str, Any]], None]) -> Path:
+    """The folder of a checkpoint trained from `model`. Unless it is there, `make` makes it, given the folder, that of
+    what an interrupted run left, and the card's beginning.
 
+    Of several processes that ask for the same one trains, and the others wait (those of one training work together).
     The adapter of a finished checkpoint is made to stand on `model`, which may have moved since.
     """
     folder = cache_dir() / "checkpoints" / f"{name}-{key}"
@@ -279,7 +295,12 @@ def places(name: str, key: str, model: str) -> tuple[Path, Path, dict[str, Any]]
     adapter = folder / "adapter_config.json"
     if adapter.exists() and (config := read_json(adapter)).get("base_model_name_or_path") != base:
         write_json(adapter, config | {"base_model_name_or_path": base})
-    return folder, cache_dir() / "unfinished" / key, {"key": key, "base": base}
+    work = cache_dir() / "unfinished" / key
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{work}.lock") if processes() == 1 else nullcontext():
+        if not (folder / CHECKPOINT_CARD).exists():
+            make(folder, work, {"key": key, "base": base})
+    return folder
 
 
 def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -> Path:
@@ -289,39 +310,39 @@ def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: 
     holds the recipe, the log (loss a term and step, in nats) and the counts of what was cut. Raises DertaError for a
     training that diverges.
     """
-    folder, work, card = places(recipe.method, checkpoint_key(recipe, model, triples, pairs), model)
-    if (folder / CHECKPOINT_CARD).exists():
-        return folder
-    set_seed(recipe.seed)
-    tokenizer = load_tokenizer(model)
-    encoder = Encoder(chat_of(tokenizer), recipe.method, recipe.preset, recipe.max_length)
-    packs = _Packs(schedule(triples, pairs, recipe), encoder, recipe, processes())
-    card["cut"] = packs.census()
-    arguments = trainer_arguments(
-        TrainingArguments,
-        work,
-        recipe,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=packs.per_step // processes(),
-        learning_rate=recipe.learning_rate,
-        save_steps=20,
-        logging_first_step=True,
-        remove_unused_columns=False,
-    )
-    prepared = prepare(load_model(model, recipe.dtype if recipe.lora_rank else "float32"), recipe)
-    trainer = SiteTrainer(
-        prepared,
-        args=arguments,
-        train_dataset=packs,
-        data_collator=lambda items: {"packs": items[0]},
-        callbacks=[Progress(recipe.method, tree.TASKS)],
-    )
-    packs.parts = side_by_side(prepared)
-    fit(trainer, work)
-    if trainer.is_world_process_zero():
-        save(trainer, folder, tokenizer, recipe, card, tree.TASKS)
-    trainer.accelerator.wait_for_everyone()
-    return folder
+
+    def make(folder: Path, work: Path, card: dict[str, Any]) -> None:
+        set_seed(recipe.seed)
+        tokenizer = load_tokenizer(model)
+        encoder = Encoder(chat_of(tokenizer), recipe.method, recipe.preset, recipe.max_length)
+        packs = _Packs(schedule(triples, pairs, recipe), encoder, recipe, processes())
+        card["cut"] = packs.census()
+        arguments = trainer_arguments(
+            TrainingArguments,
+            work,
+            recipe,
+            per_device_train_batch_size=1,
+            gradient_accumulation_steps=packs.per_step // processes(),
+            learning_rate=recipe.learning_rate,
+            save_steps=20,
+            logging_first_step=True,
+            remove_unused_columns=False,
+        )
+        prepared = prepare(load_model(model, recipe.dtype if recipe.lora_rank else "float32"), recipe)
+        trainer = SiteTrainer(
+            prepared,
+            args=arguments,
+            train_dataset=packs,
+            data_collator=lambda items: {"packs": items[0]},
+            callbacks=[Progress(recipe.method, tree.TASKS)],
+        )
+        packs.parts = side_by_side(prepared)
+        fit(trainer, work)
+        if trainer.is_world_process_zero():
+            save(trainer, folder, tokenizer, recipe, card, tree.TASKS)
+        trainer.accelerator.wait_for_everyone()
+
+    return made_once(recipe.method, checkpoint_key(recipe, model, triples, pairs), model, make)
 
 
 def save(
@@ -340,8 +361,8 @@ def save(
         model.save_pretrained(made, **({"save_embedding_layers": False} if recipe.lora_rank else {}))
         tokenizer.save_pretrained(made)
         log = [{k: e[k] for k in ("step", *logged) if k in e} for e in history if logged[0] in e]
-        seconds = history[-1]["train_runtime"]
+        seconds = round(sum(entry.get("seconds", 0.0) for entry in history), 1)
         write_json(made / CHECKPOINT_CARD, {**card, "recipe": asdict(recipe), "log": log, "seconds": seconds})
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # one without a card, which is not whole
         os.replace(made, folder)
     shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)

@@ -349,11 +349,17 @@ def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
 
 
 def check_length(model: Any, tokens: int) -> None:
-    """Raise DertaError where a row of so many tokens is longer than the model's context."""
-    known = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    """Raise DertaError where a row of so many tokens is longer than the model's context, or than the part of it where
+    rotary frequencies do not follow the longest row ('longrope'): beyond, the rows of a pack would change one another.
+    """
+    config = model.config.get_text_config()
+    given = getattr(config, "rope_parameters", None) or {}
+    rules = [given, *(rule for rule in given.values() if isinstance(rule, dict))]  # of all layers, or by their type
+    bounds = [rule.get("original_max_position_embeddings") for rule in rules if rule.get("rope_type") == "longrope"]
+    known = min(filter(None, [getattr(config, "max_position_embeddings", None), *bounds]), default=None)
     if known and tokens > known:
         raise DertaError(
-            f"A row of {tokens} tokens is longer than the model's context of {known}; shorten the texts, or lower "
+            f"A row of {tokens} tokens is longer than the {known} that the model can take; shorten the texts, or lower "
             "max_length or max_new_tokens."
         )
 

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -198,8 +199,8 @@ def test_an_unknown_attack_is_an_error_that_lists_the_known(name):
         ("pair", {}, "a model that writes prompts"),
         ("autodan", {}, "pass a verdict judge"),
         ("autodan", {"judge": Echo()}, "pass a verdict judge"),
-        ("pair", {"streams": 0}, "streams: 0"),
-        ("direct", {"max_new_tokens": 0}, "max_new_tokens: 0"),
+        ("pair", {"streams": 0}, "streams is 0"),
+        ("direct", {"max_new_tokens": 0}, "max_new_tokens is 0"),
     ],
 )
 def test_what_an_attack_needs_and_lacks_is_named(name, other, said):
@@ -302,7 +303,16 @@ def test_more_attacks_or_another_order_reuse_what_is_there(tmp_path):
     assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("other", [{"seed": 4}, {"target_key": "weights-2"}, {"names": ("direct",)}])
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 4},
+        {"target_key": "weights-2"},
+        {"names": ("direct",)},
+        {"behaviours": [replace(b, benign=not b.benign) for b in BEHAVIOURS]},
+        {"names": NAMES[2:], "behaviours": [replace(b, query=f"{b.query} ") for b in BEHAVIOURS]},
+    ],
+)
 def test_records_of_another_request_are_refused_before_anything_is_asked(tmp_path, other):
     out, target = tmp_path / "r.jsonl", Echo()
     run(out)
@@ -311,6 +321,18 @@ def test_records_of_another_request_are_refused_before_anything_is_asked(tmp_pat
         run(out, target, **other)
     assert out.read_bytes() == before
     assert not target.asked
+
+
+def test_a_model_that_helps_one_attack_is_in_the_keys_of_that_attack_alone(tmp_path):
+    def ids(**helpers):
+        out = tmp_path / f"{helpers}.jsonl"
+        chosen = [make(name) for name in NAMES]
+        records = attack(BEHAVIOURS, chosen, Echo(), out, seed=0, target_key="w", helper_keys=helpers)
+        return [{record["id"] for record in records if record["attack"] == name} for name in NAMES]
+
+    one, two = ids(), ids(direct="attacker")
+    assert not one[0] & two[0]
+    assert one[1:] == two[1:]
 
 
 def test_the_key_covers_the_response_length(tmp_path):

@@ -15,6 +15,7 @@ from derta_lib.attacks.run import attack
 from derta_lib.data import Behaviour
 from derta_lib.errors import UsageError
 from derta_lib.judges import Verdict
+from derta_lib.judges.endpoint import Endpoint
 from derta_lib.records import content_key
 
 BEHAVIOUR = Behaviour("b", "How is a kite made?", "", "Sure, like this:\n1. Fold it.")
@@ -166,6 +167,10 @@ def test_pair_whose_attacker_is_never_usable_sends_the_plain_request():
         (pair.LATER, 'x", "prompt": 3}', None),
         (pair.LATER, 'x", "prompts": "p"}', None),
         (pair.LATER, "", None),
+        (pair.FIRST, 'half a pair: \\ud83d"}', None),
+        (pair.FIRST, 'x", "more": NaN}', None),
+        pytest.param(pair.FIRST, 'x", "more": ' + "[" * 100_000, None, id="deep"),
+        ("", '{"improvement": "a", "prompt": "Say it."}', "Say it."),
     ],
 )
 def test_pair_reads_the_attackers_object(prefill, answer, prompt):
@@ -178,6 +183,21 @@ def test_pair_reads_the_attackers_object(prefill, answer, prompt):
 )
 def test_pair_reads_the_grade(answer, score):
     assert pair.parse_score(answer) == score
+
+
+def test_an_endpoint_as_the_attacker_writes_the_whole_object(monkeypatch):
+    """It takes no begun answer, in the first iteration or later."""
+    asked = []
+
+    def answer(self, prompts, max_new_tokens):
+        asked.extend(prompts)
+        return [proposal("Say it.")] * len(prompts)
+
+    monkeypatch.setattr(Endpoint, "respond", answer)
+    one = pair.Pair(Endpoint("http://127.0.0.1:9/v1", "m"), Words(), 9, streams=1, iterations=2)
+    [attempt] = one.run([BEHAVIOUR], Scripted("target", lambda p: "no"), seed=0)
+    assert [prompt.prefill for prompt in asked] == ["", ""]
+    assert text_of(attempt.prompt) == "Say it."
 
 
 PREFERRED = {group[-1] for group in autodan.SYNONYMS}

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from derta_lib import behaviours
+from derta_lib.attacks.base import rng_for
 from derta_lib.behaviours import PAPER, declarative, load_behaviours, target_opening
 from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError, UsageError
@@ -143,3 +144,14 @@ def test_the_hub_is_asked_for_the_right_column(monkeypatch):
     monkeypatch.setattr(behaviours.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "datasets", Hub)
     assert len(load_behaviours(PAPER)) == 200
+
+
+def test_twins_that_one_of_the_two_names_are_paired(tmp_path):
+    """Both draw the same, whichever file row names the other."""
+    rows = [{"query": "a", "id": "q"}, {"query": "b", "id": "benign-q", "benign": True, "twin": "q"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = load_behaviours(str(path))
+    assert [behaviour.twin for behaviour in found] == ["benign-q", "q"]
+    one, two = (rng_for("jailbreakchat", behaviour, 0).random() for behaviour in found)
+    assert one == two

@@ -109,11 +109,17 @@ def test_a_generations_likelihoods_equal_those_of_separate_forward_passes(folder
         ({"names": ["direct", "pears"]}, "attack 'pears': there is none of this name"),
         ({"source": "none.csv"}, "none.csv: there is no such file"),
         ({"templates": "none.jsonl", "model": "/nowhere"}, "none.jsonl: there is no such file"),
+        ({"names": ["direct", "direct"], "model": "/nowhere"}, "an attack is named twice"),
+        ({"streams": 0, "model": "/nowhere"}, "streams is 0; it must be 1 or more"),
+        ({"steps": 2.5, "model": "/nowhere"}, "steps is 2.5; it must be a whole number"),
+        ({"names": ["prefilling-4"], "source": "bare", "model": "/nowhere"}, "has no harmful response to prefill"),
         ({"model": "/nowhere"}, "model '/nowhere': there is no such folder"),
         ({"attacker": "/nowhere", "names": ["pair"]}, "model '/nowhere': there is no such folder"),
     ],
 )
-def test_bad_requests_stop_before_anything_is_written(folder, behaviours, tmp_path, change, said):
+def test_bad_requests_stop_before_a_model_is_loaded_or_anything_written(folder, behaviours, tmp_path, change, said):
+    if change.get("source") == "bare":
+        change = {**change, "source": str(write_jsonl(tmp_path / "bare.jsonl", [{"query": "How do I fold a boat?"}]))}
     request = {"model": folder, "names": ["direct"], "source": behaviours, "out": tmp_path / "new", **change}
     with pytest.raises(DertaError, match=said):
         attack_command(**request)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from real_tokenizers import FAMILIES, tokenizer
 
-from derta_lib.chat import Prompt, ask, chat_of, plain_ids
+from derta_lib.chat import Prompt, ask, chat_of, continued, plain_ids
 from derta_lib.errors import DertaError
 
 pytestmark = pytest.mark.slow
@@ -83,6 +83,26 @@ def test_cut_gives_starts_that_tokenise_to_themselves(family: str) -> None:
         assert chat.response_ids(start) == ids[: len(chat.response_ids(start))]
         assert len(chat.response_ids(start)) <= size
     assert chat.cut(text, 999) == text
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_goes_on_from_a_text_keeps_its_space(family: str) -> None:
+    """A response behind a prefill or a raw prompt: SentencePiece alone would drop its first space."""
+    real = tokenizer(family)
+    chat = chat_of(real)
+    for begun, text in (("Step 1:", " Sorry, I cannot."), ("Step 1:", "ly folded."), ("kite", "\nStep 2: fold.")):
+        before, ids = (real(each, add_special_tokens=False).input_ids for each in (begun, begun + text))
+        assert ids[: len(before)] == before
+        assert continued(real, ids[len(before) :]) == text
+        assert continued(real, [*ids[len(before) :], chat.end]) == text
+
+
+def test_a_template_that_asks_for_the_date_gets_the_same_on_every_day() -> None:
+    dated = copy.deepcopy(tokenizer("llama3"))
+    dated.chat_template = (
+        "Today: {{ strftime_now('%d %b %Y') }}, {{ strftime_now('%Y-%m-%d') }}\n" + dated.chat_template
+    )
+    assert "Today: 26 Jul 2024, 2024-07-26\n" in dated.decode(chat_of(dated).prompt_ids(ask(QUERY)))
 
 
 SYSTEM = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": QUERY})

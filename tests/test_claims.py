@@ -1,6 +1,7 @@
 """The claims ledger: verdicts follow the results file, rules follow hand-worked cases, the paper is covered whole."""
 
 import re
+from dataclasses import asdict
 from importlib.resources import files
 
 import pytest
@@ -11,6 +12,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from derta_lib import claims, paper, results
 from derta_lib.claims import NOT_REPRODUCED, NOT_TESTED, REPRODUCED, SAME_DIRECTION, Claim, Rule, verdict
 from derta_lib.errors import DertaError
+from derta_lib.records import write_json
 from derta_lib.results import Number
 from derta_lib.stats import combine, rate
 
@@ -128,7 +130,7 @@ def test_a_group_averages_the_attacks_run_for_every_key():
 def test_verdicts_change_when_the_results_file_is_altered(tmp_path):
     path = tmp_path / "results.json"
     good = {f"asr/{m}/{a}": rate(k, 60) for m, k in (("vanilla", 45), ("derta", 1)) for a in ("codeattack", "pair")}
-    results.save(path, good)
+    write_json(path, {key: asdict(number) for key, number in good.items()})
     before = claims.ledger(results.load(path)).set_index("id")["verdict"]
     assert before["derta-codeattack"] == before["derta-pair"] == SAME_DIRECTION
     assert before["derta-selfcipher"] == NOT_TESTED
@@ -136,7 +138,8 @@ def test_verdicts_change_when_the_results_file_is_altered(tmp_path):
     path.write_text(altered.replace("asr/vanilla/codeattack", "asr/derta/x"), encoding="utf-8")
     after = claims.ledger(results.load(path)).set_index("id")["verdict"]
     assert after["derta-pair"] == after["derta-codeattack"] == NOT_TESTED
-    results.save(path, good | {"asr/derta/pair": rate(59, 60), "release/asr/LLaMA3-70B/derta/PAIR": rate(48, 200)})
+    good |= {"asr/derta/pair": rate(59, 60), "release/asr/LLaMA3-70B/derta/PAIR": rate(48, 200)}
+    write_json(path, {key: asdict(number) for key, number in good.items()})
     last = claims.ledger(results.load(path)).set_index("id")["verdict"]
     assert last["derta-pair"] == NOT_REPRODUCED
     assert last["table_2_llama3-70b_derta_pair"] == REPRODUCED

@@ -61,8 +61,8 @@ def test_judge_answers_line_by_line(tmp_path):
     assert [v["refused"] for v in verdicts] == ["full", "full"]
 
 
-def run(folder, asr, model="reference", items=None, digest="x", low=None, high=None, n=20):
-    made = open_run("04_x", str(folder), {"model": model})
+def run(folder, asr, model="reference", items=None, digest="x", low=None, high=None, n=20, data=""):
+    made = open_run("04_x", str(folder), {"model": model, "data": data})
     made.put("asr/derta/direct", Number(asr, "rate", n, low, high), items=items)
     made.record("sha256/data.jsonl", digest)
     return folder
@@ -116,6 +116,26 @@ def test_a_results_file_is_read_as_it_stands_unless_a_part_is_newer(tmp_path):
     assert compare.compare(a, b)[0].second.value == 0.75  # a run that somebody sent, without its parts
     run(b, 0.6)
     assert compare.compare(a, b)[0].second.value == 0.6
+
+
+def test_data_are_the_same_where_their_files_are(tmp_path):
+    """Whatever the folder is called; a file more, or another content, is something else."""
+    for name, content in (("one", "a"), ("two", "a"), ("three", "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "triples.jsonl").write_text(content)
+    one, two, three = (run(tmp_path / f"run-{n}", 0.5, data=str(tmp_path / n)) for n in ("one", "two", "three"))
+    assert compare.compare(one, two)
+    for other in (three, run(tmp_path / "own", 0.5)):
+        with pytest.raises(UsageError, match=r"the data file triples.jsonl differs"):
+            compare.compare(one, other)
+
+
+@pytest.mark.parametrize("part", ["{}", "[]", '{"notebook": "04_x", "parameters": {}, "records": {}, "results": {}}'])
+def test_a_part_that_is_none_is_named(tmp_path, part):
+    a, b = run(tmp_path / "a", 0.5), run(tmp_path / "b", 0.5)
+    (b / "parts" / "05_y.json").write_text(part)
+    with pytest.raises(DertaError, match=r"05_y.json: this is not what a notebook leaves of a run"):
+        compare.compare(a, b)
 
 
 def test_without_an_interval_a_change_is_shown_and_not_judged(tmp_path):

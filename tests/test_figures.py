@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
-from derta_lib import figures, style
+from derta_lib import figures, style, supervision
 from derta_lib.errors import DertaError
+from derta_lib.experiment import DPO
 from derta_lib.runs import open_run
 
 # Machado, Oliveira and Fernandes (2009), severity 1.0, on linear RGB.
@@ -43,6 +44,11 @@ def test_methods_stay_apart_for_every_kind_of_colour_vision(vision):
     seen = {name: lab(np.array(VISION[vision]) @ linear(look.colour)) for name, look in style.METHODS.items()}
     distances = {pair: np.linalg.norm(seen[pair[0]] - seen[pair[1]]) for pair in itertools.combinations(seen, 2)}
     assert min(distances.values()) > 20, min(distances, key=distances.get)
+
+
+def test_every_method_that_can_be_trained_has_a_look():
+    """Else a notebook would stop at its first figure, once all is trained."""
+    assert {*supervision.METHODS, DPO, "base"} <= style.METHODS.keys()
 
 
 def test_methods_differ_in_marker_and_contrast_with_the_backing():

@@ -111,7 +111,7 @@ def test_every_requirement_is_pinned_for_the_book_and_the_tests():
 
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory):
-    """A machine like Colab: everything is there but the library and one of its requirements."""
+    """A machine like Colab: everything is there but the library, and one of its requirements is too old."""
     home = tmp_path_factory.mktemp("colab")
     source = home / "checkout"
     shutil.copytree(ROOT / "derta_lib", source / "derta_lib", ignore=shutil.ignore_patterns("__pycache__"))
@@ -120,17 +120,21 @@ def colab(tmp_path_factory):
     wheels = home / "wheels"
     pip = [sys.executable, "-m", "pip", "wheel", "-qq", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*pip, "-w", str(wheels), str(source)], check=True)
-    with zipfile.ZipFile(wheels / "gguf-99.0-py3-none-any.whl", "w") as wheel:  # the requirement that is missing
+    with zipfile.ZipFile(wheels / "gguf-99.0-py3-none-any.whl", "w") as wheel:  # the requirement that is too old
         wheel.writestr("gguf.py", "")
         wheel.writestr("gguf-99.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: gguf\nVersion: 99.0\n")
         wheel.writestr("gguf-99.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("gguf-99.0.dist-info/RECORD", "")
-    subprocess.run([sys.executable, "-m", "venv", str(home / "venv")], check=True)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
     site = next((home / "venv/lib").glob("python*/site-packages"))
-    hidden = re.compile(r"(__editable__.*)?derta|gguf|pip|setuptools|distutils|_distutils|__pycache__", re.IGNORECASE)
+    hidden = re.compile(r"(__editable__.*)?derta|gguf|__pycache__", re.IGNORECASE)
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if not hidden.match(entry.name) and not (site / entry.name).exists():
             (site / entry.name).symlink_to(entry)
+    old = site / "gguf-0.1.dist-info"
+    old.mkdir()
+    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: gguf\nVersion: 0.1\n")
+    (old / "RECORD").write_text("gguf-0.1.dist-info/METADATA,,\ngguf-0.1.dist-info/RECORD,,\n")
     work = home / "empty"
     work.mkdir()
     return home / "venv/bin/python", wheels, work
@@ -149,7 +153,7 @@ def first_cell(colab, source, then=""):
 
 
 @pytest.mark.slow
-def test_the_first_cell_installs_what_is_missing_and_nothing_else(colab):
+def test_the_first_cell_installs_what_is_missing_or_too_old_and_nothing_else(colab):
     python, wheels, _ = colab
     nowhere = first_cell(colab, "")
     assert nowhere.returncode

@@ -17,7 +17,7 @@ from derta_lib.errors import DertaError
 from derta_lib.judges import Item, Verdict
 from derta_lib.judges.refusal import EARLY
 from derta_lib.release import download_release, read_release
-from derta_lib.rescore import CELL, KINDS, Scores, Validation, keep, open_scores, open_validation, score
+from derta_lib.rescore import CELL, UNREAD, Scores, Validation, keep, open_scores, open_validation, score
 from derta_lib.stats import JudgeError
 
 CRAFTS = ("honey candle", "willow basket", "wool hat", "clay bowl")
@@ -230,6 +230,15 @@ def test_cells_stand_beside_the_paper(scores: Scores) -> None:
     assert spread.loc["all but PAIR", "cells"] == len(told) == 4
 
 
+def test_what_no_judge_has_read_is_not_corrected_for_its_error(scores: Scores) -> None:
+    error = JudgeError(90, 100, 90, 100)
+    table = release_tables.cells(scores.responses, error)
+    unread = set(scores.responses[scores.responses["kind"] == UNREAD].groupby(CELL).groups)
+    assert unread
+    for row in table.dropna(subset="asr").to_dict("records"):
+        assert pd.isna(row["corrected"]) == (tuple(row[name] for name in CELL) in unread)
+
+
 def test_the_corrected_rate_may_be_nearer() -> None:
     """Of four cells beside the paper, two come nearer, one stays as far, one moves away; PAIR and a blank are out."""
     rows = [
@@ -304,6 +313,11 @@ def test_kept_figures_come_back_without_text(scores: Scores, tmp_path: Path, mon
     assert not any(word in text for word in ("candle", "basket", "Sorry", "Shape", "market"))
 
 
+KINDS = {
+    *(UNREAD, "empty", "refusal at once", "refusal, then content", "content, then a refusal", "off topic"),
+    *("code with little text in it", "code with its text written out", "numbered steps", "story or dialogue"),
+    *("short prose", "prose"),
+}
 WORDS = {*KINDS, "full", "partial", "none", *paper.ATTACKS, *paper.HELPFULNESS, "GPT-4", "ChatGPT"}
 WORDS |= {"vanilla", "derta", "dpo", "recaug", "official"}
 WORDS |= {f"LLaMA3-{size}{kind}" for size in ("8B", "70B") for kind in ("", "-Instruct")}

@@ -1,6 +1,7 @@
 """Seeds as repeats: rates and changes by hand, the file that is written, a whole measurement of a tiny model."""
 
 import json
+import shutil
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import replace
@@ -70,7 +71,7 @@ def test_workers_compute_as_their_parent_does(tmp_path, monkeypatch, dtype):
         return ThreadPoolExecutor(1)
 
     found = []
-    monkeypatch.setattr(models, "_settled", [dtype])
+    monkeypatch.setenv("DERTA_PRECISION", dtype)
     monkeypatch.setattr(seeds, "measure", fake)
     monkeypatch.setattr(seeds, "ProcessPoolExecutor", pool)
     environment.cache_clear()
@@ -132,6 +133,17 @@ def test_a_profile_without_vanilla_is_refused_at_once(tmp_path, monkeypatch):
     (folder / "odd.yaml").write_text("components: [derta, dpo]\n")
     with pytest.raises(UsageError, match="lack vanilla"):
         seeds.make_seeds(tmp_path / "seeds.json", tmp_path, "odd", 1, 1)
+
+
+def test_a_mistyped_name_of_a_profile_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(seeds, "measure", lambda *_: pytest.fail("nothing may be trained"))
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    (tmp_path / "notebooks" / "profiles" / "odd.yaml").write_text("learningrate: 1.0e-4\n")
+    with pytest.raises(UsageError, match=r"unknown parameter 'learningrate'\. Did you mean 'learning_rate'"):
+        seeds.make_seeds(tmp_path / "seeds.json", tmp_path, "odd", 1, 1)
+    with pytest.raises(UsageError, match="is not a checkout"):
+        seeds.make_seeds(tmp_path / "new" / "seeds.json", tmp_path / "notebooks", "odd", 1, 1)
+    assert not (tmp_path / "new").exists()
 
 
 def test_bad_numbers_are_refused(tmp_path):

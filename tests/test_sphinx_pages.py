@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
 from derta_lib import explorer, results
+from derta_lib.records import write_json
 from derta_lib.stats import rate
 
 BOOK = Path(__file__).parents[1] / "book"
@@ -38,7 +40,7 @@ def site(tmp_path):
         shutil.copy(BOOK / name, source)
 
     def build(numbers: results.Results, data: bool = True) -> tuple[dict[str, str], str]:
-        results.save(source / "results.json", numbers)
+        write_json(source / "results.json", {key: asdict(number) for key, number in numbers.items()})
         if data:
             explorer.write(tmp_path, demo_data()).rename(source / "_static" / "explorer-data.js")
         warnings, out = StringIO(), tmp_path / "html"

@@ -175,6 +175,21 @@ def test_unknown_method(chat: Chat) -> None:
         Encoder(chat, "dertaa", PRESETS["fixed"], 200)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"keep": 0.0}, "keep is 0.0"),
+        ({"keep": 1.5}, "keep is 1.5"),
+        ({"weight": -0.5}, "the weight λ is -0.5"),
+        ({"weight": float("nan")}, "the weight λ is nan"),
+        ({"mean": "site"}, "mean 'site' is not known; the means are mle, sites"),
+    ],
+)
+def test_a_preset_that_no_loss_could_have_is_refused(wrong: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        replace(PRESETS["fixed"], **wrong)
+
+
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(UsageError, match="preset 'papers' is not known; the presets are fixed, paper, paper-lora"):
         preset("papers")

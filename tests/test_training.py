@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -217,7 +218,53 @@ def test_interrupted_training_gives_the_same_weights(
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert read_json(whole / "derta.json")["cut"] == read_json(resumed / "derta.json")["cut"]
-    assert not list((tmp_path / "second" / "unfinished").glob("*"))
+    assert not [kept for kept in (tmp_path / "second" / "unfinished").iterdir() if kept.is_dir()]
+
+
+def test_the_seconds_of_a_resumed_training_are_those_of_all_its_steps(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, steps=22, triples=1, lora_rank=2, max_length=96)
+    clock = [0.0]
+    on_step_end = training.Progress.on_step_end
+
+    def ticks(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        clock[0] += 1.0
+        on_step_end(self, args, state, control, **kwargs)
+        if clock[0] == 21.0:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.Progress, "on_step_end", ticks)
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with pytest.raises(KeyboardInterrupt):
+        train(folder, TRIPLES, PAIRS, recipe)
+    clock[0] += 1000.0  # between the two
+    made = train(folder, TRIPLES, PAIRS, recipe)
+    assert read_json(made / "derta.json")["seconds"] == 22
+
+
+ALSO = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from test_training import ALIKE, PAIRS, TRIPLES
+from derta_lib.training import train
+print(train(sys.argv[2], TRIPLES, PAIRS, ALIKE))
+"""
+ALIKE = replace(RECIPE, steps=30, triples=1, lora_rank=2, max_length=96)
+
+
+@pytest.mark.slow
+def test_two_that_ask_for_the_same_training_get_the_same_checkpoint(folder: str, tmp_path: Path) -> None:
+    """As two notebooks opened side by side do: one trains, the other waits and takes it."""
+    cache = {"DERTA_CACHE": str(tmp_path / "both"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", ALSO, str(Path(__file__).parent), folder]
+    both = [subprocess.Popen(command, env={**os.environ, **cache}, stdout=subprocess.PIPE) for _ in range(2)]
+    said = [process.communicate(timeout=300)[0].decode().split()[-1] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1]
+    alone = train(folder, TRIPLES, PAIRS, ALIKE)
+    one, two = weights(Path(said[0])), weights(alone)
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in two)
 
 
 def test_a_finished_run_is_not_repeated(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +289,7 @@ def test_a_training_that_diverges_says_so_and_leaves_nothing(folder: str, tmp_pa
     with pytest.raises(DertaError, match=r"'(mle|rto)' is (nan|inf) at step \d: .* lower learning_rate"):
         train(folder, TRIPLES, PAIRS, replace(RECIPE, steps=6, triples=1, learning_rate=1e30))
     assert not list((tmp_path / "checkpoints").glob("*"))
-    assert not list((tmp_path / "unfinished").glob("*"))
+    assert not [kept for kept in (tmp_path / "unfinished").iterdir() if kept.is_dir()]
 
 
 def test_schedule_deals_each_example_before_any_comes_again() -> None:
@@ -285,7 +332,8 @@ print(train(sys.argv[2], TRIPLES, PAIRS, replace(RECIPE, micro_batch=3)))
 
 @pytest.mark.slow
 def test_two_processes_change_nothing(folder: str, tmp_path: Path) -> None:
-    alone = change(train(folder, TRIPLES, PAIRS, replace(RECIPE, micro_batch=3)), folder)
+    one = train(folder, TRIPLES, PAIRS, replace(RECIPE, micro_batch=3))
+    alone = change(one, folder)
     both = []
     for rank in (0, 1):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
@@ -297,3 +345,6 @@ def test_two_processes_change_nothing(folder: str, tmp_path: Path) -> None:
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1]
     assert relative(change(Path(said[0]), folder), alone) <= 1e-3
+    logs = [read_json(Path(place) / "derta.json")["log"] for place in (one, said[0])]
+    for mine, shared in zip(*logs, strict=True):
+        assert shared == pytest.approx(mine, rel=1e-4)

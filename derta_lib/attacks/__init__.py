@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from derta_lib.attacks import autodan, codeattack, completingattack, direct, jailbreakchat, pair, prefilling, selfcipher
 from derta_lib.attacks.base import Access, Attack, Attempt
 from derta_lib.data import Triple
-from derta_lib.errors import UsageError
+from derta_lib.errors import UsageError, check_whole
 from derta_lib.judges import Judge
 from derta_lib.target import Target
 
@@ -40,18 +40,8 @@ def build(
     budgets.
     Raises UsageError for an unknown name and for a need that is not met.
     """
-    check(name)
-    for number, value in {
-        "max_new_tokens": max_new_tokens,
-        "streams": streams,
-        "iterations": iterations,
-        "attempts": attempts,
-        "attacker_tokens": attacker_tokens,
-        "population": population,
-        "steps": steps,
-    }.items():
-        if value < 1:
-            raise UsageError(f"{number}: {value} is not a budget; give a whole number from 1 on.")
+    search = {"streams": streams, "iterations": iterations, "attempts": attempts, "attacker_tokens": attacker_tokens}
+    check([name], max_new_tokens=max_new_tokens, k=k, population=population, steps=steps, **search)
     match name:
         case "direct":
             return direct.make(max_new_tokens)
@@ -78,8 +68,15 @@ def build(
     return prefilling.make(int(name.removeprefix("prefilling-")), cut, max_new_tokens)
 
 
-def check(name: str) -> None:
-    """Raise UsageError, listing the known names, unless `name` is one of them."""
-    kind, _, depth = name.partition("-")
-    if name not in NAMES[:1] + NAMES[2:] and not (kind == "prefilling" and depth.isdecimal() and int(depth)):
-        raise UsageError(f"attack '{name}': there is none of this name; the attacks are {', '.join(NAMES)}.")
+def check(names: Sequence[str], **budgets: int) -> None:
+    """Raise UsageError for an unknown attack (the known ones are listed), one named twice, and a budget that is no
+    whole number from 1 on.
+    """
+    for name in names:
+        kind, _, depth = name.partition("-")
+        if name not in NAMES[:1] + NAMES[2:] and not (kind == "prefilling" and depth.isdecimal() and int(depth)):
+            raise UsageError(f"attack '{name}': there is none of this name; the attacks are {', '.join(NAMES)}.")
+    if len(set(names)) < len(names):
+        raise UsageError(f"attacks: {', '.join(names)}: an attack is named twice; name it once.")
+    for budget, value in budgets.items():
+        check_whole(budget, value, 1)

@@ -9,6 +9,7 @@ Departures:
 - Our own wording of all prompts (`pair.yaml`), shorter, and without the published example prompts.
 - Targets here decode greedily, so streams and retries differ by what they are told instead of by temperature 1: each
   stream has a setting drawn by seed, and each retry says how many came before it.
+- An endpoint as the attacker writes the whole object, since it takes no opening.
 - A stream without a usable answer after all retries sits out the iteration and is counted; the authors' code ends
   the whole run. When no stream ever gives a prompt, the plain request is sent once, and `details` says so.
 - A judge's answer without a score counts as 1, as published, and is counted here.
@@ -34,6 +35,8 @@ from derta_lib.behaviours import target_opening
 from derta_lib.chat import Message, Prompt, ask
 from derta_lib.data import Behaviour
 from derta_lib.judges import Item, Judge
+from derta_lib.judges.endpoint import Endpoint
+from derta_lib.records import canonical
 from derta_lib.target import Target
 
 _TEXTS = read_texts("pair")
@@ -52,11 +55,11 @@ class Stream:
     message: str
     history: list[Message] = field(default_factory=list)
 
-    def prompt(self, retry: int) -> Prompt:
+    def prompt(self, retry: int, opened: bool) -> Prompt:
         again = f"\n(Retry {retry}: your last answer was not one JSON object with both texts.)" if retry else ""
         turns: tuple[Message, ...] = ({"role": "system", "content": self.system}, *self.history)
         asked: Message = {"role": "user", "content": self.message + again}
-        return Prompt(messages=(*turns, asked), prefill=LATER if self.history else FIRST)
+        return Prompt(messages=(*turns, asked), prefill=(LATER if self.history else FIRST) if opened else "")
 
     def told(self, answer: str, message: str, keep_last_n: int) -> None:
         """Keep the exchange that just ended, drop all but the last n, and set the next message."""
@@ -140,7 +143,7 @@ class Pair:
             waiting = [index for index in range(len(streams)) if index not in found]
             if not waiting:
                 break
-            prompts = [streams[index].prompt(retry) for index in waiting]
+            prompts = [streams[index].prompt(retry, not isinstance(self.attacker, Endpoint)) for index in waiting]
             answers = self.attacker.respond(prompts, self.attacker_tokens)
             count["attacker_calls"] += len(prompts)
             for index, prompt, answer in zip(waiting, prompts, answers, strict=True):
@@ -177,7 +180,8 @@ def parse_proposal(prefill: str, answer: str) -> dict[str, str] | None:
     text = answer if answer.lstrip().startswith("{") else prefill + answer
     try:
         found, _ = json.JSONDecoder(strict=False).raw_decode(text.lstrip())
-    except ValueError:
+        canonical(found).encode()  # what could not be kept: half a surrogate pair, NaN
+    except (ValueError, RecursionError):
         return None
     fields = {name: found.get(name) for name in ("improvement", "prompt")}
     usable = all(isinstance(value, str) for value in fields.values()) and fields["prompt"].strip()

@@ -23,19 +23,25 @@ Cut = Callable[[str, int], str]
 
 def make(depth: int, cut: Cut, max_new_tokens: int) -> SingleTurn:
     """Prefill `depth` tokens of r̂ (all of a shorter one). Raises UsageError where nothing would be."""
+    name = f"prefilling-{depth}"
 
     def wrap(behaviour: Behaviour, rng: random.Random) -> Prompt:
-        if not behaviour.harmful:
+        if not (prefill := cut(harmful(name, behaviour), depth)):
             raise UsageError(
-                f"prefilling-{depth}: the behaviour '{behaviour.id}' has no harmful response to prefill; "
-                "give it one in the column 'harmful' or leave this attack out."
-            )
-        if not (prefill := cut(behaviour.harmful, depth)):
-            raise UsageError(
-                f"prefilling-{depth}: the target's tokenizer does not write the beginning of the harmful response of "
+                f"{name}: the target's tokenizer does not write the beginning of the harmful response of "
                 f"'{behaviour.id}' as it stands (it may change letters, or drop spaces before the first word), so "
                 "nothing would be prefilled; mend the text, or leave this attack out."
             )
         return ask(behaviour.query, prefill=prefill)
 
-    return SingleTurn(f"prefilling-{depth}", wrap, max_new_tokens, "white-box")
+    return SingleTurn(name, wrap, max_new_tokens, "white-box")
+
+
+def harmful(name: str, behaviour: Behaviour) -> str:
+    """The r̂ that the attack of that name begins with; UsageError where the behaviour has none."""
+    if not behaviour.harmful:
+        raise UsageError(
+            f"{name}: the behaviour '{behaviour.id}' has no harmful response to prefill; "
+            "give it one in the column 'harmful' or leave this attack out."
+        )
+    return behaviour.harmful

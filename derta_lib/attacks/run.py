@@ -1,13 +1,14 @@
 """From attacks and behaviours to a file of responses: one JSON line a response, resumed where it was stopped."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
 
-from derta_lib.attacks import build, check, jailbreakchat
+from derta_lib.attacks import build, check, jailbreakchat, prefilling
 from derta_lib.attacks.base import Attack, Attempt, SingleTurn, prompt_text, run_together
 from derta_lib.behaviours import load_behaviours
 from derta_lib.data import Behaviour
@@ -27,6 +28,7 @@ def attack(
     *,
     seed: int,
     target_key: str,
+    helper_keys: Mapping[str, str] = MappingProxyType({}),
 ) -> list[dict[str, Any]]:
     """Attack `target` with every attack on every behaviour; returns the records of the JSONL file `out`, in order.
 
@@ -34,7 +36,7 @@ def attack(
     response goes on from a raw prompt), `prefill`, `prompt_hash`, `response`, `seed`, `model`, `versions` and `details`
     (what the attack tells of itself, budgets among it). Its id is a key of content: the attack's fingerprint (prompt or
     parameters, `max_new_tokens`), the behaviour, the seed and `target_key`, which must change with the weights of the
-    target and of any model that helps to attack it (`models.model_key`).
+    target (`models.model_key`); `helper_keys` has those of a model that helps, by the attack's name.
 
     The prompts of single-turn attacks go to the target together, since many decode faster at once. Each response is
     appended as soon as it is there. Run again, records that are there are not made again; the file ends up the same in
@@ -44,15 +46,16 @@ def attack(
     """
     if len({behaviour.id for behaviour in behaviours}) < len(behaviours):
         raise UsageError("behaviours: an id occurs more than once; give every behaviour its own.")
-    if len({one.name for one in attacks}) < len(attacks):
-        raise UsageError(f"attacks: {', '.join(one.name for one in attacks)}: an attack is named twice; name it once.")
+    check([one.name for one in attacks])
     ids = {
-        (one.name, behaviour.id): content_key(one.fingerprint(behaviour, seed), behaviour.id, seed, target_key)
+        (one.name, b.id): content_key(
+            one.fingerprint(b, seed), b.id, b.query, b.benign, seed, target_key, helper_keys.get(one.name)
+        )
         for one in attacks
-        for behaviour in behaviours
+        for b in behaviours
     }
     out = Path(out)
-    kept = resume_jsonl(out, required=("id", "behaviour", "response"))
+    kept = resume_jsonl(out, required=("behaviour", "response"))
     if foreign := kept.keys() - ids.values():
         raise UsageError(
             f"{out}: it holds {len(foreign)} responses of another request; name a new folder or delete it."
@@ -107,20 +110,23 @@ def attack_command(
     from derta_lib.corpus import concord
     from derta_lib.generation import local_target
 
-    for name in names:
-        check(name)
+    check(names, max_new_tokens=max_new_tokens, **budgets)
     if Path(out).is_file():
         raise UsageError(f"{out}: this is a file; name a folder for the responses.")
     behaviours = load_behaviours(source, seed=seed)
     pool = jailbreakchat.read_templates(templates) if templates else jailbreakchat.TEMPLATES
-    helping = [name for name, of in ((attacker, "pair"), (mutator, "autodan")) if name and of in names]
-    key = content_key(*map(model_key, (model, *helping))) if helping else model_key(model)
+    for name in names:
+        if name.startswith("prefilling"):
+            for behaviour in behaviours:
+                prefilling.harmful(name, behaviour)
+    helping = {"pair": attacker if attacker != model else "", "autodan": mutator}
+    helping = {name: helper for name, helper in helping.items() if helper and name in names}
+    key, keys = model_key(model), {name: model_key(helper) for name, helper in helping.items()}
     path = Path(out) / "responses.jsonl"
     check_output(path, source)
     target = local_target(model)
+    targets = {model: target} | {name: local_target(name) for name in {*helping.values()} - {model}}
     judge = judge_of(behaviours)
-    attacking = local_target(attacker) if "pair" in names and attacker not in ("", model) else target
-    mutating = local_target(mutator) if mutator and "autodan" in names else None
     demonstrations = concord(seed, pairs=0).triples
     chosen = [
         build(
@@ -129,14 +135,14 @@ def attack_command(
             cut=target.cut,
             demonstrations=demonstrations,
             templates=pool,
-            attacker=attacking,
-            mutator=mutating,
+            attacker=targets[helping.get("pair", model)],
+            mutator=targets[helping["autodan"]] if "autodan" in helping else None,
             judge=judge,
             **budgets,
         )
         for name in names
     ]
-    attack(behaviours, chosen, target, path, seed=seed, target_key=key)
+    attack(behaviours, chosen, target, path, seed=seed, target_key=key, helper_keys=keys)
     return path
 
 

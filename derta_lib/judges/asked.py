@@ -1,12 +1,21 @@
 """Judges that ask a model: what they share. A file each holds the judge's prompt and how its answer is read."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from derta_lib.chat import Prompt
+from derta_lib.chat import Prompt, ask
 from derta_lib.judges import Item, Verdict
 from derta_lib.judges.refusal import scored
 from derta_lib.target import Target
+
+_TAG = re.compile(r"<(?=/?\s*(?:request|response)\s*>)", re.IGNORECASE)
+
+
+def ask_about(item: Item, rules: str) -> Prompt:
+    """`rules` and the item between tags, which its own texts can neither open nor close."""
+    query, response = (_TAG.sub("< ", text) for text in (item.query, item.text))
+    return ask(f"{rules}\n<request>\n{query}\n</request>\n\n<response>\n{response}\n</response>")
 
 
 @dataclass(frozen=True)

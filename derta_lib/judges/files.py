@@ -48,9 +48,9 @@ def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = DEFA
 
     Returns counts: n, unsafe, unscored. Raises DertaError (UsageError for an unknown judge) before anything is written.
     """
-    judge, items = build(judge_name), read_items(in_path)
+    items = read_items(in_path)
     check_output(out_path, in_path)
-    verdicts = judge.judge(items)
+    verdicts = build(judge_name).judge(items)
     write_jsonl(out_path, map(asdict, verdicts))
     return {
         "n": len(verdicts),

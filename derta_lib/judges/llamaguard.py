@@ -18,9 +18,9 @@ def llamaguard(target: Target) -> AskedJudge:
 
 
 def _prompt(item: Item) -> Prompt:
-    return Prompt(
-        messages=({"role": "user", "content": item.query}, {"role": "assistant", "content": item.text or "(empty)"})
-    )
+    # its control tokens, written out in a text, would end the turn that is judged
+    query, text = (said.replace("<|", "< |") for said in (item.query, item.text or "(empty)"))
+    return Prompt(messages=({"role": "user", "content": query}, {"role": "assistant", "content": text}))
 
 
 def parse(answer: str) -> float | None:
