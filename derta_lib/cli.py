@@ -210,6 +210,10 @@ def app() -> None:
     except DertaError as error:
         print(f"derta: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extras = "derta-lib[book] for pages, derta-lib[dpo] for DPO, derta-lib[dev] for all"
+        print(f"derta: the package '{error.name}' is missing; install {extras}.", file=sys.stderr)
+        sys.exit(1)
     except OSError as error:
         print(f"derta: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
         sys.exit(1)

@@ -110,7 +110,7 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
             train_dataset=Dataset.from_list(examples),
             processing_class=tokenizer,
             peft_config=lora.config(recipe.lora_rank, recipe.lora_alpha) if recipe.lora_rank else None,
-            callbacks=[training.Progress("dpo", LOGGED)],
+            callbacks=[training.Progress("dpo", LOGGED, "dpo.LEARNING_RATE")],
         )
         training.fit(trainer, work)
         training.save(trainer, folder, tokenizer, recipe, card, LOGGED)

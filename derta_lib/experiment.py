@@ -63,7 +63,12 @@ class Experiment:
         if method == BASE:
             return self.model
         if method == DPO:
-            from derta_lib.dpo import train_dpo
+            try:
+                from derta_lib.dpo import train_dpo
+            except ModuleNotFoundError as error:
+                raise UsageError(
+                    f"dpo needs the package '{error.name}': install trl and datasets, or leave it out."
+                ) from None
 
             vanilla = Path(self.checkpoint("vanilla"))
             return str(train_dpo(vanilla, self.corpus.triples, self.corpus.pairs, self.recipe))

@@ -183,11 +183,11 @@ class SiteTrainer(Trainer):
 
 class Progress(TrainerCallback):
     """A progress bar with the numbers `logged`, and the seconds of each step in the log. Raises DertaError for a number
-    that is not finite.
+    that is not finite, and says that the `rate` is to be lowered.
     """
 
-    def __init__(self, name: str, logged: Sequence[str]) -> None:
-        self.name, self.logged = name, logged
+    def __init__(self, name: str, logged: Sequence[str], rate: str = "learning_rate") -> None:
+        self.name, self.logged, self.rate = name, logged, rate
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.since = time.monotonic()
@@ -198,7 +198,7 @@ class Progress(TrainerCallback):
         for name, value in shown.items():
             if not math.isfinite(value):
                 raise DertaError(
-                    f"'{name}' is {value} at step {state.global_step}: the training diverged; lower learning_rate."
+                    f"'{name}' is {value} at step {state.global_step}: the training diverged; lower {self.rate}."
                 )
         # kept with the steps, so that a resumed training counts those of its earlier part
         now = time.monotonic()

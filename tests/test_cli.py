@@ -46,6 +46,20 @@ def test_exit_codes_and_one_sentence_on_stderr(tmp_path):
     assert derta("--help").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [("nbformat", ["book"]), ("torch", ["judge", "in.jsonl", "--out", "out.jsonl"])],
+)
+def test_a_package_that_is_missing_is_named(tmp_path, missing, arguments):
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "query": "q", "response": "r"}\n')
+    code = f"import sys; sys.modules['{missing}'] = None; from derta_lib.cli import app; app()"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"derta: the package '{missing}' is missing; install derta-lib[book]")
+    assert done.stderr.count("\n") == 1
+
+
 def test_every_verb_of_the_design_is_there():
     said = CliRunner().invoke(cli, ["--help"]).stdout
     assert all(verb in said for verb in ("book", "train", "attack", "judge", "position", "compare", "bench"))
