@@ -146,8 +146,9 @@ def model_key(model: str) -> str:
         # a card says what an adapter was trained from; its config only says where that lies
         told = (CHECKPOINT_CARD, "adapter_config.json") if card.exists() else ()
         files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name not in told)
+        said = read_json(card) if told else None
         below = (model_key(_base(folder)),) if (folder / "adapter_config.json").exists() else ()
-        held = read_json(card) if told else None, [(path.name, _sha256(path)) for path in files], *below
+        held = said, [(path.name, _sha256(path)) for path in files], *below
     return content_key(precision(), *held)
 
 
