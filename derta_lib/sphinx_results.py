@@ -138,6 +138,9 @@ def _docstring_as_text(app: Sphinx, what: str, name: str, obj: Any, options: Any
     for index, line in enumerate(lines):
         parts = re.split(r"(`[^`]+`)", line.replace('""', '`""`'))
         lines[index] = "".join(f"`{p}`" if p.startswith("`") else re.sub(r"([*|_\\])", r"\\\1", p) for p in parts)
+    for index in range(len(lines) - 1, 0, -1):  # a list may follow its heading at once
+        if lines[index].startswith("- ") and lines[index - 1] and not lines[index - 1].startswith(("- ", " ")):
+            lines.insert(index, "")
 
 
 _ARRAY = re.compile(r"[\w.~]*_Buffer \|.*?_NestedSequence\[complex \| bytes \| str\]")
