@@ -142,13 +142,11 @@ def _execution_key(notebook: Path, parameters: Mapping[str, Value], root: Path) 
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_json(notebook)["cells"]]
     code = {str(path.relative_to(_LIBRARY)): file_sha256(path) for path in library_files()}
     used = {name: value for name, value in parameters.items() if name != RUN_DIR}
-    data: dict[str, Any] = {
-        name: _listing(root / Path(value).expanduser())
+    data = {
+        name: model_key(value) if name == "model" else _listing(root / Path(value).expanduser())
         for name, value in used.items()
         if isinstance(value, str) and value
     }
-    if "model" in used:
-        data["model"] = model_key(str(used["model"]))
     return content_key(cells, used, data, code, versions(), precision())
 
 

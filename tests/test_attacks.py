@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 
 from derta_lib import attacks
+from derta_lib.attacks.base import SingleTurn
 from derta_lib.attacks.codeattack import program_around
 from derta_lib.attacks.jailbreakchat import TEMPLATES, read_templates
 from derta_lib.attacks.run import attack
-from derta_lib.chat import Prompt
+from derta_lib.chat import Prompt, ask
 from derta_lib.data import Behaviour, Triple
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.records import write_jsonl
@@ -333,6 +334,14 @@ def test_a_model_that_helps_one_attack_is_in_the_keys_of_that_attack_alone(tmp_p
     one, two = ids(), ids(direct="attacker")
     assert not one[0] & two[0]
     assert one[1:] == two[1:]
+
+
+def test_an_attack_of_ones_own_needs_no_known_name(tmp_path):
+    own = SingleTurn("my-own", lambda behaviour, rng: ask(f"Please: {behaviour.query}"), 9)
+    records = attack(BEHAVIOURS, [own], Echo(), tmp_path / "r.jsonl", seed=0, target_key="w")
+    assert [record["attack"] for record in records] == ["my-own"] * len(BEHAVIOURS)
+    with pytest.raises(UsageError, match="named twice"):
+        attack(BEHAVIOURS, [own, own], Echo(), tmp_path / "r.jsonl", seed=0, target_key="w")
 
 
 def test_the_key_covers_the_response_length(tmp_path):

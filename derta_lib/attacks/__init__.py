@@ -9,7 +9,7 @@ from derta_lib.errors import UsageError, check_whole
 from derta_lib.judges import Judge
 from derta_lib.target import Target
 
-__all__ = ["NAMES", "Access", "Attack", "Attempt", "build", "check"]
+__all__ = ["NAMES", "Access", "Attack", "Attempt", "build", "check", "check_once"]
 
 NAMES = ("direct", "prefilling-<d>", "completingattack", "selfcipher", "codeattack", "jailbreakchat", "pair", "autodan")
 
@@ -76,7 +76,12 @@ def check(names: Sequence[str], **budgets: int) -> None:
         kind, _, depth = name.partition("-")
         if name not in NAMES[:1] + NAMES[2:] and not (kind == "prefilling" and depth.isdecimal() and int(depth)):
             raise UsageError(f"attack '{name}': there is none of this name; the attacks are {', '.join(NAMES)}.")
-    if len(set(names)) < len(names):
-        raise UsageError(f"attacks: {', '.join(names)}: an attack is named twice; name it once.")
+    check_once(names)
     for budget, value in budgets.items():
         check_whole(budget, value, 1)
+
+
+def check_once(names: Sequence[str]) -> None:
+    """Raise UsageError for an attack that is named twice, whoever wrote it."""
+    if len(set(names)) < len(names):
+        raise UsageError(f"attacks: {', '.join(names)}: an attack is named twice; name it once.")

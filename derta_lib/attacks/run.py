@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from derta_lib.attacks import build, check, jailbreakchat, prefilling
+from derta_lib.attacks import build, check, check_once, jailbreakchat, prefilling
 from derta_lib.attacks.base import Attack, Attempt, SingleTurn, prompt_text, run_together
 from derta_lib.behaviours import load_behaviours
 from derta_lib.data import Behaviour
@@ -46,7 +46,7 @@ def attack(
     """
     if len({behaviour.id for behaviour in behaviours}) < len(behaviours):
         raise UsageError("behaviours: an id occurs more than once; give every behaviour its own.")
-    check([one.name for one in attacks])
+    check_once([one.name for one in attacks])
     ids = {
         (one.name, b.id): content_key(
             one.fingerprint(b, seed), b.id, b.query, b.benign, seed, target_key, helper_keys.get(one.name)

@@ -42,10 +42,9 @@ Answer: [/INST]"""
 
 def harmbench(target: "LocalTarget") -> AskedJudge:
     """The judge over `target`, which must be the classifier (asked in raw text: the template is its chat format)."""
-    head, middle, rest = TEMPLATE.replace("{generation}", "{behavior}").split("{behavior}")
 
     def prompt(item: Item) -> Prompt:
-        return Prompt(raw=f"{head}{item.query}{middle}{target.start(item.text, TOKENS)}{rest}")
+        return Prompt(raw=TEMPLATE.format(behavior=item.query, generation=target.start(item.text, TOKENS)))
 
     return AskedJudge("harmbench", target, prompt, parse, max_new_tokens=4)
 
