@@ -178,9 +178,23 @@ def _revision(location: str) -> str | None:
     return None if Path(location).is_dir() else _hub_commit(location)
 
 
+_CARD = ("recipe", "log", "cut", "seconds")
+
+
 def checkpoint_card(folder: str) -> dict[str, Any]:
-    """What a trained checkpoint says of itself: recipe, log of losses by step, counts of what was cut, seconds."""
-    return read_json(Path(folder) / CHECKPOINT_CARD)
+    """What a trained checkpoint says of itself: recipe, log of losses by step, counts of what was cut, seconds.
+
+    Raises DertaError, naming the file, for one that does not say all of that.
+    """
+    path = Path(folder) / CHECKPOINT_CARD
+    card = read_json(path)
+    if not isinstance(card, dict):
+        raise DertaError(
+            f"{path}: expected a JSON object, found {type(card).__name__}; delete the folder and train again."
+        )
+    if missing := [key for key in _CARD if key not in card]:
+        raise DertaError(f"{path}: it lacks '{missing[0]}', so it is not whole; delete the folder and train again.")
+    return card
 
 
 def load_tokenizer(model: str) -> Any:

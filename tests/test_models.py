@@ -22,7 +22,7 @@ from derta_lib import models
 from derta_lib.corpus import concord
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.generation import generate, row_losses
-from derta_lib.models import fetch_reference, load_model, model_key, precision
+from derta_lib.models import CHECKPOINT_CARD, checkpoint_card, fetch_reference, load_model, model_key, precision
 from derta_lib.records import file_sha256
 from derta_lib.training import Recipe, train
 from derta_lib.tree import Row, Site, use_tree_attention
@@ -262,6 +262,25 @@ def test_an_adapter_is_merged_without_touching_rotary_frequencies(tmp_path: Path
         assert ours.dtype is theirs.dtype is torch.float32, name
         assert torch.equal(ours, theirs)
     assert not torch.equal(merged.model.layers[0].mlp.up_proj.weight, plain.model.layers[0].mlp.up_proj.weight)
+
+
+@pytest.mark.parametrize(
+    ("held", "said"),
+    [
+        ("{}", "lacks 'recipe'"),
+        ('{"recipe": {}, "log": [], "seconds": 1.0}', "lacks 'cut'"),
+        ("[]", "found list"),
+        ('{"recipe"', "JSON"),
+    ],
+)
+def test_a_damaged_card_is_named(tmp_path: Path, held: str, said: str) -> None:
+    (tmp_path / CHECKPOINT_CARD).write_text(held)
+    with pytest.raises(DertaError, match=said) as caught:
+        checkpoint_card(str(tmp_path))
+    assert str(tmp_path / CHECKPOINT_CARD) in str(caught.value)
+    whole = {"recipe": {}, "log": [], "cut": {"r": 2}, "seconds": 1.0}
+    (tmp_path / CHECKPOINT_CARD).write_text(json.dumps(whole))
+    assert checkpoint_card(str(tmp_path)) == whole
 
 
 def test_the_key_of_an_adapter_follows_its_base(tmp_path: Path) -> None:
