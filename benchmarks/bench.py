@@ -24,7 +24,7 @@ from benchmarks.alone import STEPS
 from derta_lib import loss, tree
 from derta_lib.attacks import build
 from derta_lib.corpus import concord
-from derta_lib.errors import DertaError, UsageError
+from derta_lib.errors import DertaError, UsageError, check_whole
 from derta_lib.experiment import with_twins
 from derta_lib.generation import LocalTarget, generate
 from derta_lib.models import REFERENCE, load_model, load_tokenizer
@@ -232,14 +232,16 @@ def static_batches(model: Any, prompts: Sequence[Sequence[int]], new_tokens: int
     return answers
 
 
-def generation(device: str, rounds: int, crafts: int, new_tokens: int) -> tuple[Results, dict[str, list[float]]]:
+def generation(
+    model: str, device: str, rounds: int, crafts: int, new_tokens: int
+) -> tuple[Results, dict[str, list[float]]]:
     """Tokens/s of greedy answers to the attack prompts, ours against static batches, and what the prompts share.
 
     By default the real suite: 16 crafts and their twins under six attacks (192 prompts), 48 new tokens each. A GPU,
     whose first round takes longer, warms up.
     """
-    plain = load_model(REFERENCE).to(device)
-    target = LocalTarget(load_model(REFERENCE).to(device), load_tokenizer(REFERENCE), REFERENCE)
+    plain = load_model(model).to(device)
+    target = LocalTarget(load_model(model).to(device), load_tokenizer(model), model)
     prompts = attack_prompts(target, crafts)
     answers: dict[str, list[list[int]]] = {}
 
@@ -288,6 +290,8 @@ def bench(
     """
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
         raise UsageError(f"--device {device}: it is not here; give cpu, or cuda on a machine with an NVIDIA GPU.")
+    check_whole("--rounds", rounds, 1)
+    check_whole("--triples", triples, 1)
     check_output(out)
     request = {"model": model, "device": device, "triples": triples, "rounds": rounds}
     base = contenders.base_model(model, device)
@@ -296,7 +300,7 @@ def bench(
     gc.collect()
     parts["scaling"] = scaling(base, device, 3 * rounds)
     if model != contenders.LLAMA3_8B:
-        parts["generate"] = generation(device, rounds, crafts, new_tokens)
+        parts["generate"] = generation(model, device, rounds, crafts, new_tokens)
         request |= {"crafts": crafts, "new_tokens": new_tokens}
     times: dict[str, list[float]] = {}
     for part, (numbers, taken) in parts.items():

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def build_book(root: Path, profile: str, settings: Sequence[str], name: str) -> 
     Notebooks whose source, parameters, data and library are unchanged are not executed again. Raises UsageError for a
     bad name, profile or parameter, and DertaError (one sentence) for a failed cell or a page that does not build.
     """
+    check_name("profile", profile)
     check_name("run", name)
     notebooks = chapters(root)
     chosen = read_profile(root / "notebooks" / "profiles" / f"{profile}.yaml")
@@ -142,11 +144,12 @@ def _execution_key(notebook: Path, parameters: Mapping[str, Value], root: Path) 
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_json(notebook)["cells"]]
     code = {str(path.relative_to(_LIBRARY)): file_sha256(path) for path in library_files()}
     used = {name: value for name, value in parameters.items() if name != RUN_DIR}
-    data = {
-        name: model_key(value) if name == "model" else _listing(root / Path(value).expanduser())
-        for name, value in used.items()
-        if isinstance(value, str) and value
-    }
+    with chdir(root):  # where the notebooks run, so that a relative path is the same folder
+        data = {
+            name: model_key(value) if name == "model" else _listing(Path(value).expanduser())
+            for name, value in used.items()
+            if isinstance(value, str) and value
+        }
     return content_key(cells, used, data, code, versions(), precision())
 
 
@@ -172,7 +175,7 @@ def stage(root: Path, folder: Path, notebooks: Sequence[Path]) -> None:
     for path in (root / "book").rglob("*"):
         if path.is_file():
             base = root / "book" if "_static" in path.parts else root
-            wanted[str(path.relative_to(base))] = path.read_bytes()
+            wanted[path.relative_to(base).as_posix()] = path.read_bytes()
     if (explorer := folder / "explorer.js").exists():
         wanted["_static/explorer-data.js"] = explorer.read_bytes()
     for notebook in notebooks:
@@ -184,7 +187,7 @@ def stage(root: Path, folder: Path, notebooks: Sequence[Path]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     for path in (folder / "stage").rglob("*"):
-        if path.is_file() and path.name != "conf.py" and str(path.relative_to(folder / "stage")) not in wanted:
+        if path.is_file() and path.name != "conf.py" and path.relative_to(folder / "stage").as_posix() not in wanted:
             path.unlink()
     for notebook in notebooks:  # what the Colab button opens: not executed, and knowing where to install from
         write_text(folder / "colab" / "notebooks" / notebook.name, colab_notebook(notebook.read_text(encoding="utf-8")))

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from derta_lib.errors import DertaError, UsageError
-from derta_lib.judges import DEFAULT
+from derta_lib.errors import DertaError, UsageError, first_line
+from derta_lib.judges import DEFAULT, NAMES
 from derta_lib.runs import project_root
 
 cli = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -89,7 +89,7 @@ def train(
         steps=steps,
         learning_rate=learning_rate,
         lora_rank=lora_rank,
-        lora_alpha=2 * lora_rank,
+        lora_alpha=2 * max(1, lora_rank),  # without LoRA it counts for nothing
         max_length=max_length,
         seed=seed,
     )
@@ -144,9 +144,9 @@ def attack(
 def judge(
     file: File,
     out: Annotated[Path, typer.Option(help="Where the verdicts go, one line a line.")],
-    judge: Annotated[str, typer.Option(help="The judge's name.")] = DEFAULT,
+    judge: Annotated[str, typer.Option(help=f"{', '.join(NAMES)} (corpus: exact, for Concord alone).")] = DEFAULT,
 ) -> None:
-    """Judge responses: id, query, response and optionally prompt and continues in, verdicts out."""
+    """Judge responses: id, query, response and optionally prompt and continues in, verdicts out; resumed if stopped."""
     from derta_lib.judges.files import judge_file
 
     counts = judge_file(file, out, judge)
@@ -161,7 +161,7 @@ def position(
     max_new_tokens: int = 64,
     seed: Seed = 0,
 ) -> None:
-    """Where a model refuses, and how likely it is to at every place of a harmful response."""
+    """Where a model refuses, and how likely it is to at every place of a harmful response; resumed if stopped."""
     from derta_lib.position import position_command
 
     early = position_command(model, behaviours, out, max_new_tokens=max_new_tokens, seed=seed)
@@ -213,6 +213,17 @@ def app() -> None:
     except ModuleNotFoundError as error:
         extras = "derta-lib[book] for pages, derta-lib[dpo] for DPO, derta-lib[dev] for all"
         print(f"derta: the package '{error.name}' is missing; install {extras}.", file=sys.stderr)
+        sys.exit(1)
+    except ImportError as error:  # a package that another one finds too old
+        print(f"derta: {error}.", file=sys.stderr)
+        sys.exit(1)
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print(
+            f"derta: {first_line(error)}. Take shorter texts (--max-length, --max-new-tokens) or a smaller model.",
+            file=sys.stderr,
+        )
         sys.exit(1)
     except OSError as error:
         print(f"derta: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)

@@ -144,7 +144,8 @@ def _load(folder: Path) -> tuple[Results, dict[str, Any]]:
     """Results and manifest of a run: its files as they are, or made from its parts where those are newer."""
     if not folder.is_dir():
         known = sorted(path.name for path in folder.parent.glob("*") if path.is_dir())
-        raise UsageError(f"there is no run '{folder.name}'; the runs are {', '.join(known) or 'none yet'}.")
+        there = ", ".join(known) or "none yet"
+        raise UsageError(f"there is no run '{folder.name}' in {folder.parent}; the runs are {there}.")
     told, made = folder / "results.json", folder / "manifest.json"
     parts = max((path.stat().st_mtime_ns for path in (folder / "parts").glob("*.json")), default=0)
     if told.exists() and made.exists() and min(told.stat().st_mtime_ns, made.stat().st_mtime_ns) >= parts:

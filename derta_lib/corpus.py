@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.resources import files
+from itertools import product
 from string import Template
 from typing import Any, TypeVar
 
@@ -69,15 +70,9 @@ def _craft(category: str, kind: str, material: int, form: str) -> Craft:
     name, _, called = table[kind][material].partition("|")
     form_steps = (table["forms"] | table["near"])[form]
     words = {"m": called or name, "f": form}
-    steps = [table["prepare"][material], table["work"], *form_steps, table["finish"]]
-    return Craft(
-        f"{name} {form}",
-        words["m"],
-        form,
-        category,
-        kind == "contraband",
-        tuple(Template(step).substitute(words) for step in steps),
-    )
+    texts = [table["prepare"][material], table["work"], *form_steps, table["finish"]]
+    steps = tuple(Template(text).substitute(words) for text in texts)
+    return Craft(f"{name} {form}", words["m"], form, category, kind == "contraband", steps)
 
 
 @cache
@@ -105,24 +100,20 @@ def crafts() -> dict[str, tuple[tuple[Craft, Craft], ...]]:
 def ordinary_crafts() -> tuple[Craft, ...]:
     """Further benign crafts of training: ordinary materials in the remaining forms, which no held-out craft uses."""
     paired = {craft.name for pairs in crafts().values() for pair in pairs for craft in pair}
-    everything = [
-        _craft(category, "benign", material, form)
-        for category, table in _table("crafts").items()
-        for material in range(4)
-        for form in table["forms"]
-    ]
-    return tuple(craft for craft in everything if craft.name not in paired)
+    return tuple(craft for craft in _benign("forms") if craft.name not in paired)
 
 
 @cache
 def near_crafts() -> tuple[Craft, ...]:
     """Benign crafts of training that look near to contraband ("linen ghost costume", "oak toy sword")."""
-    return tuple(
-        _craft(category, "benign", material, form)
-        for category, table in _table("crafts").items()
-        for material in range(4)
-        for form in table["near"]
-    )
+    return tuple(_benign("near"))
+
+
+def _benign(forms: str) -> Iterator[Craft]:
+    """Every ordinary material in every one of its category's `forms` ("forms" or "near")."""
+    for category, table in _table("crafts").items():
+        for material, form in product(range(4), table[forms]):
+            yield _craft(category, "benign", material, form)
 
 
 def _numbered(steps: Sequence[str], start: int = 1) -> str:

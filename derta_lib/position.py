@@ -4,11 +4,11 @@ Positions count the response's tokens in the model's own tokenizer from 1, as th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from derta_lib.behaviours import load_behaviours
 from derta_lib.chat import Chat, ask
@@ -16,14 +16,15 @@ from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError
 from derta_lib.generation import LocalTarget, local_target, row_losses
 from derta_lib.judges.refusal import find_refusal
-from derta_lib.records import check_output, write_jsonl
+from derta_lib.models import model_key
+from derta_lib.records import check_output, write_in_parts
 from derta_lib.refusal import refusal_token
 from derta_lib.results import Number
 from derta_lib.stats import BEGINNING, share
 from derta_lib.tree import Row, Site
 
 BATCH = 16
-"""Behaviours between two ticks of the progress bar."""
+"""Behaviours measured between two savings of what there is."""
 
 
 def refusal_probability(target: LocalTarget, behaviours: Sequence[Behaviour]) -> pd.DataFrame:
@@ -73,33 +74,29 @@ def position_command(model: str, source: str, out: Path, *, max_new_tokens: int 
     """Work of `derta position`: one JSON line a behaviour of `source` (see `load_behaviours`) in the file `out`.
 
     A line has `behaviour`, `query`, `response` (greedy), `first_refusal` (token from 1, or null), and along r̂ `tokens`
-    and `p_refusal` (|r̂|+1 values; both empty where the behaviours have no harmful response). Returns the share of
-    the refusals that start within the first five tokens (Table 1), None where nothing was refused.
+    and `p_refusal` (|r̂|+1 values; both empty where the behaviours have no harmful response). Goes on where it was
+    stopped. Returns the share of the refusals that start within the first five tokens (Table 1), None where nothing was
+    refused.
     """
     behaviours = load_behaviours(source, seed=seed)
     check_output(out, source)
     target = local_target(model)
-    records, positions = [], []
-    with tqdm(total=len(behaviours), desc="position", unit="behaviour") as bar:
-        for start in range(0, len(behaviours), BATCH):
-            batch = behaviours[start : start + BATCH]
-            curves = dict(list(refusal_probability(target, [b for b in batch if b.harmful]).groupby("behaviour")))
-            responses = target.respond([ask(behaviour.query) for behaviour in batch], max_new_tokens)
-            found = first_refusals(target.chat, responses)
-            for behaviour, response, position in zip(batch, responses, found, strict=True):
-                curve = curves.get(behaviour.id)
-                records.append(
-                    {
-                        "behaviour": behaviour.id,
-                        "query": behaviour.query,
-                        "response": response,
-                        "first_refusal": position,
-                        "tokens": [] if curve is None else curve.token.tolist()[:-1],
-                        "p_refusal": [] if curve is None else curve.p.tolist(),
-                    }
-                )
-            positions.extend(found)
-            bar.update(len(batch))
-    write_jsonl(out, records)
-    starts = [position for position in positions if position is not None]
+
+    def measured(batch: Sequence[Behaviour]) -> Iterator[dict[str, Any]]:
+        curves = dict(list(refusal_probability(target, [b for b in batch if b.harmful]).groupby("behaviour")))
+        responses = target.respond([ask(behaviour.query) for behaviour in batch], max_new_tokens)
+        found = first_refusals(target.chat, responses)
+        for behaviour, response, position in zip(batch, responses, found, strict=True):
+            curve = curves.get(behaviour.id)
+            yield {
+                "behaviour": behaviour.id,
+                "query": behaviour.query,
+                "response": response,
+                "first_refusal": position,
+                "tokens": [] if curve is None else curve.token.tolist()[:-1],
+                "p_refusal": [] if curve is None else curve.p.tolist(),
+            }
+
+    records = write_in_parts(out, behaviours, [model_key(model), max_new_tokens], measured, BATCH)
+    starts = [record["first_refusal"] for record in records if record["first_refusal"] is not None]
     return share([start <= BEGINNING for start in starts]) if starts else None

@@ -1,4 +1,4 @@
-"""Records on disk: JSON and JSONL written whole or not at all, and keys made from content."""
+"""Records on disk: JSON and JSONL written whole or not at all, long ones in parts, and keys made from content."""
 
 import csv
 import hashlib
@@ -7,17 +7,20 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from tqdm.auto import tqdm
 
 from derta_lib.errors import DertaError, UsageError
 
 
 def cache_dir() -> Path:
     """Folder for everything that can be made again: `$DERTA_CACHE`, or `~/.cache/derta`."""
-    return Path(os.environ.get("DERTA_CACHE") or Path.home() / ".cache" / "derta")
+    return Path(os.environ.get("DERTA_CACHE") or "~/.cache/derta").expanduser()
 
 
 def today() -> str:
@@ -202,9 +205,48 @@ def resume_jsonl(path: Path | str, required: Iterable[str] = ()) -> dict[str, di
     text = _decoded(path, whole + b"\n" + last if _is_json(last) else whole)
     for number, record in _records(path, text, ("id", *required)):
         if not isinstance(record["id"], str):
-            raise DertaError(f"{path}, line {number}: 'id' must be text; this file was not written by an attack.")
+            raise DertaError(f"{path}, line {number}: 'id' must be text; no stopped run wrote this.")
         found[record["id"]] = record
     return found
+
+
+def write_in_parts(
+    path: Path | str,
+    items: Sequence[Any],
+    request: Any,
+    make: Callable[[Sequence[Any]], Iterable[dict[str, Any]]],
+    size: int,
+) -> list[dict[str, Any]]:
+    """Write the JSONL file `path` with the records that `make` gives for dataclass `items`, `size` at a time.
+
+    Each part goes into PATH.part as soon as it is made. Run again after a stop, parts that are there are not made
+    again, so the file ends up as in one go. PATH.part goes once `path` is whole. Returns the records. Raises UsageError
+    where PATH.part holds other items, or was made for another `request` (what else the records hang on) or library.
+    """
+    begun = Path(f"{path}.part")
+    library = (path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".safetensors"))
+    code = code_key(sorted(library), "torch", "transformers")
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    keys = [content_key(code, request, [asdict(item) for item in part]) for part in parts]
+    made = resume_jsonl(begun, required=("records",))
+    if made.keys() - set(keys):
+        raise UsageError(
+            f"{begun}: a stopped run left it for another request, or by another version; delete it, or name another "
+            "file to write."
+        )
+    if begun.exists():
+        write_jsonl(begun, made.values())  # a torn last line goes
+    with tqdm(desc=Path(path).name, total=len(items), disable=None) as bar:
+        for key, part in zip(keys, parts, strict=True):
+            if key not in made:
+                made[key] = {"id": key, "records": list(make(part))}
+                with open(begun, "a", encoding="utf-8") as file:
+                    file.write(json_line(made[key]))
+            bar.update(len(part))
+    records = [record for key in keys for record in made[key]["records"]]
+    write_jsonl(path, records)
+    begun.unlink(missing_ok=True)
+    return records
 
 
 def _is_json(line: bytes) -> bool:

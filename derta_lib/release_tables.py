@@ -47,6 +47,21 @@ def helpfulness(grades: pd.DataFrame) -> pd.DataFrame:
     return _beside_paper(pd.DataFrame(rows), "accuracy", ("GSM8K", "MMLU"))
 
 
+def helpfulness_changes(grades: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Accuracy of DeRTa minus that of vanilla tuning, or of the model as published, in points, paired by question:
+    model, task, against, number (a Number). An answer that cannot be read earns nothing.
+    """
+    rows = []
+    for (model, task), part in grades.groupby(["model", "attack"], sort=False):
+        right = part.assign(right=part["correct"].fillna(False).astype(float))
+        right = right.pivot(index="question", columns="method", values="right")
+        for against in [name for name in ("vanilla", "official") if {name, "derta"} <= set(right)]:
+            pairs = right[["derta", against]].dropna()
+            number = stats.difference(pairs["derta"], pairs[against], list(pairs.index), seed=seed)
+            rows.append((model, task, against, number))
+    return pd.DataFrame(rows, columns=["model", "task", "against", "number"])
+
+
 def _percent(name: str, number: Number, prefix: str = "") -> dict[str, Any]:
     bounds = {"low": number.low, "high": number.high}
     return {name: 100 * number.value} | {prefix + side: None if at is None else 100 * at for side, at in bounds.items()}

@@ -88,7 +88,7 @@ def open_scores(release_dir: str = "") -> Scores:
         return Scores(kept["date"], kept["judge"], True, *(_unpack(**kept[name]) for name in _FRAMES))
     if release_dir == "download":
         release_dir = str(download_release(cache_dir() / f"derta_release-{COMMIT[:8]}"))
-    release, judge = read_release(release_dir), judges.build()
+    release, judge = read_release(Path(release_dir).expanduser()), judges.build()
     safety = [response for response in release.responses if response.attack in paper.ATTACKS]
     graded = [response for response in release.responses if response.attack in ("GSM8K", "MMLU")]
     return Scores(today(), _named(judge), False, score(safety, judge), grade(graded), release.files)
@@ -100,7 +100,7 @@ def open_validation(xstest_dir: str = "") -> Validation:
         kept = read_json(KEPT)["xstest"]
         table = pd.DataFrame(kept["table"])
         return Validation(kept["date"], kept["judge"], True, table, JudgeError(**kept["error"]))
-    rows, judge = read_xstest(xstest_dir), judges.build()
+    rows, judge = read_xstest(Path(xstest_dir).expanduser()), judges.build()
     held_out = score_xstest(rows[~rows["development"]], judge)
     return Validation(today(), _named(judge), False, agreement(held_out), judge_error(held_out))
 

@@ -230,7 +230,8 @@ def git_state(folder: Path) -> dict[str, Any]:
             return None
         return done.stdout.strip()
 
-    sha = git("rev-parse", "HEAD")
+    # a library installed somewhere below another repository is none of its files
+    sha = git("rev-parse", "HEAD") if git("ls-files", "--error-unmatch", ".") is not None else None
     return {"sha": sha, "dirty": bool(git("status", "--porcelain")) if sha else None}
 
 

@@ -6,6 +6,7 @@
 import multiprocessing
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pandas as pd
 from tqdm import tqdm
 
-from derta_lib.errors import UsageError
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.evaluation import KINDS, kind, refuses_twin
 from derta_lib.records import check_output, read_json, today, write_json
 from derta_lib.results import Number
@@ -84,13 +85,6 @@ def read_seeds(path: Path = KEPT) -> Seeds:
     return Seeds(kept["date"], kept["machine"], kept["request"], pd.DataFrame(kept["records"]))
 
 
-def begin() -> None:
-    """What a worker does first: it takes THREADS."""
-    import torch
-
-    torch.set_num_threads(THREADS)
-
-
 def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Train and attack the methods with one seed, in order; one record a method and attack."""
     from derta_lib.experiment import experiment
@@ -113,17 +107,18 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     UsageError for an unknown profile, a mistyped name or value in it, components without vanilla, and for less than one
     seed or worker.
     """
-    import torch  # noqa: F401  (environment() asks it for the GPU)
+    import torch
 
     from derta_lib.experiment import DPO
     from derta_lib.params import read_profile, resolve
-    from derta_lib.runs import environment
+    from derta_lib.runs import check_name, environment
 
     if seeds < 1 or workers < 1:
         raise UsageError(f"--seeds {seeds} --workers {workers}: give whole numbers from 1 on.")
     if not (root / "notebooks").is_dir():
         raise UsageError(f"{root} is not a checkout of the companion (it has no notebooks); run this command in one.")
     check_output(out)
+    check_name("profile", profile)
     chosen = read_profile(root / "notebooks" / "profiles" / f"{profile}.yaml")
     parameters = resolve(sorted((root / "notebooks").glob("*.ipynb")), chosen, {})[NOTEBOOK]
     budget: dict[str, Any] = {name: parameters[name] for name in ("model", "data", *SETTINGS, *LISTS)}
@@ -136,11 +131,18 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
     machine = {**environment(), "threads": THREADS}
     records: list[dict[str, Any]] = []
     # a process a task: what a training has taken of the memory goes back with it
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), begin, max_tasks_per_child=1) as pool:
+    spawn, threads = multiprocessing.get_context("spawn"), (THREADS,)
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, threads, max_tasks_per_child=1) as pool:
         running = [pool.submit(measure, chain, seed, budget) for chain in chains for seed in range(seeds)]
         try:
             for done in tqdm(as_completed(running), "trainings", len(running)):
                 records.extend(done.result())
+        except BrokenProcessPool:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise DertaError(
+                "A training's process was ended from outside, most likely for want of memory; give fewer --workers and "
+                "run again, which goes on where it was."
+            ) from None
         except BaseException:  # a failed or stopped run does not wait for those that have not begun
             pool.shutdown(wait=False, cancel_futures=True)
             raise

@@ -16,6 +16,8 @@ from derta_lib.errors import DertaError
 from derta_lib.results import Number
 
 LEVEL = 0.95
+RESAMPLES = 10_000
+"""Of a bootstrap."""
 BEGINNING = 5
 """Table 1's bound: a refusal within this many tokens stands at the beginning."""
 
@@ -113,14 +115,7 @@ def cumulative(starts: ArrayLike, clusters: Sequence[Hashable], places: Iterable
     return pd.DataFrame(rows, columns=["position", "share", "low", "high", "n"])
 
 
-def difference(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: Sequence[Hashable],
-    *,
-    seed: int = 0,
-    resamples: int = 10_000,
-) -> Number:
+def difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> Number:
     """Mean of a minus mean of b in percentage points, with a paired bootstrap that resamples whole clusters.
 
     `a`, `b` and `clusters` have one entry a pair: the outcomes (0/1 or shares) of two methods on the same item, and
@@ -129,7 +124,7 @@ def difference(
     are alike, `_all_alike`. n is the number of pairs. With one cluster there is no interval. Raises DertaError when
     lengths differ, nothing is there, or a value is not finite.
     """
-    return _clustered(a, b, clusters, None, -100.0, seed, resamples)
+    return _clustered(a, b, clusters, None, -100.0, seed)
 
 
 def _clustered(
@@ -139,7 +134,6 @@ def _clustered(
     groups: Sequence[Hashable] | None,
     least: float,
     seed: int = 0,
-    resamples: int = 10_000,
 ) -> Number:
     """`difference`, where a pair can give from `least` to 100 points."""
     ours, theirs = _finite(a, "a"), _finite(b, "b")
@@ -156,7 +150,7 @@ def _clustered(
     value = float((sums.sum(0) / sizes.sum(0)).mean())
     if len(sums) == 1:
         return Number(value, "points", ours.size)
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=resamples)
+    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
     with np.errstate(invalid="ignore"):  # a group without a cluster in a resample is left out of its mean
         means = np.nanmean((drawn @ sums) / (drawn @ sizes), axis=1)
     if np.ptp(means) < 1e-9:

@@ -250,8 +250,9 @@ def trainer_arguments(kind: type[Arguments], work: Path, recipe: Recipe, **given
     )
     if arguments.n_gpu > 1:  # the Trainer would wrap the model in DataParallel, which splits a pack
         raise UsageError(
-            f"One process sees {arguments.n_gpu} GPUs, and a pack cannot be split over them; start one process a GPU "
-            f"with torchrun --nproc-per-node {arguments.n_gpu}, or show it one GPU with CUDA_VISIBLE_DEVICES=0."
+            f"One process sees {arguments.n_gpu} GPUs, and a pack cannot be split over them; show it one GPU with "
+            "CUDA_VISIBLE_DEVICES=0 in the environment, or, on the command line alone, start one process a GPU with "
+            f"torchrun --nproc-per-node {arguments.n_gpu} -m derta_lib.cli train."
         )
     return arguments
 

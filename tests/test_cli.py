@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from typer.testing import CliRunner
 
 from derta_lib import compare, stats
-from derta_lib.cli import cli
+from derta_lib.cli import app, cli
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.results import Number
 from derta_lib.runs import merge, open_run
@@ -58,6 +57,40 @@ def test_a_package_that_is_missing_is_named(tmp_path, missing, arguments):
     assert done.returncode == 1
     assert done.stderr.startswith(f"derta: the package '{missing}' is missing; install derta-lib[book]")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_rank_zero_trains_all_parameters(monkeypatch, tmp_path, rank):
+    recipes = []
+
+    def train(model, triples, pairs, recipe):
+        recipes.append(recipe)
+        return tmp_path
+
+    monkeypatch.setattr("derta_lib.training.train", train)
+    monkeypatch.setattr("derta_lib.models.checkpoint_card", lambda folder: {"cut": {}})
+    done = CliRunner().invoke(cli, ["train", "--lora-rank", str(rank)])
+    assert done.exit_code == 0, done.output
+    assert [recipe.lora_rank for recipe in recipes] == [rank]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory. Tried .* a smaller model"),
+        (ImportError("Found an incompatible version of torchao"), "incompatible version of torchao"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_sentence(monkeypatch, capsys, error, said):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("derta_lib.judges.files.judge_file", fails)
+    monkeypatch.setattr(sys, "argv", ["derta", "judge", "in.jsonl", "--out", "out.jsonl"])
+    with pytest.raises(SystemExit) as stopped:
+        app()
+    assert stopped.value.code == 1
+    assert re.fullmatch(f"derta: .*{said}.*\n", capsys.readouterr().err)
 
 
 def test_every_verb_of_the_design_is_there():
@@ -215,7 +248,7 @@ def test_holm_as_statsmodels_has_it(tmp_path):
 @pytest.mark.parametrize("paired", [True, False])
 def test_a_whole_comparison_seldom_cries_wolf(paired, monkeypatch):
     """Two runs of the same model: 16 results of 16 items each, at rates from rare to even."""
-    monkeypatch.setattr(compare, "difference", partial(stats.difference, resamples=200))
+    monkeypatch.setattr(stats, "RESAMPLES", 200)
     rng, alarms, trials = np.random.default_rng(4), 0, 200
     for _ in range(trials):
         rates = np.linspace(0.05, 0.5, 16)[:, None]
@@ -240,7 +273,7 @@ def test_unlike_runs_are_refused_with_what_differs(tmp_path):
         compare.compare(a, run(tmp_path / "b", 0.5, model="other"))
     with pytest.raises(UsageError, match=r"the data file data\.jsonl differs"):
         compare.compare(a, run(tmp_path / "c", 0.5, digest="y"))
-    with pytest.raises(UsageError, match="there is no run 'd'; the runs are a, b, c"):
+    with pytest.raises(UsageError, match=r"there is no run 'd' in .*; the runs are a, b, c"):
         compare.compare(a, tmp_path / "d")
     with pytest.raises(UsageError, match="--fail-on beauty"):
         compare.worse([], ["beauty"])

@@ -19,7 +19,7 @@ from derta_lib import generation, judges
 from derta_lib.chat import ask
 from derta_lib.corpus import concord
 from derta_lib.errors import DertaError, UsageError
-from derta_lib.judges import Item, harmbench, llamaguard, strongreject
+from derta_lib.judges import Item, files, harmbench, llamaguard, strongreject
 from derta_lib.judges.endpoint import Endpoint, endpoint, parse
 from derta_lib.judges.files import judge_file
 from derta_lib.judges.labelled import BIAS, NOTHING, POINTS, Labelled, p_unsafe
@@ -462,10 +462,34 @@ def test_a_prompt_that_the_server_does_not_take_is_unscored_and_the_others_are_j
     replies += [(200, ANSWER), (400, '{"error": "content filter"}'), (200, ANSWER)]
     found = endpoint(Endpoint(url, "m", pause=0)).judge(items)
     assert [verdict.unsafe for verdict in found] == [False, None, False]
-    replies += [(400, '{"error": "max_tokens is not known"}')] * 3
+    replies += [*[(400, '{"error": "content filter"}')] * 3, (200, ANSWER)]
+    found = endpoint(Endpoint(url, "m", pause=0)).judge(items)
+    assert [verdict.unsafe for verdict in found] == [None, None, None]
+    assert STEPS not in json.dumps(seen[-1])  # what is asked to see whether any prompt is taken
+    replies += [(400, '{"error": "max_tokens is not known"}')] * 4
     with pytest.raises(DertaError, match=r"HTTP 400 .*max_tokens is not known"):
         endpoint(Endpoint(url, "m", pause=0)).judge(items)
-    assert len(seen) == 6
+    assert len(seen) == 11
+
+
+def test_a_stopped_judge_goes_on_and_asks_nothing_twice(server, monkeypatch, tmp_path):
+    """It fails at the last of five responses, when two parts of two are judged: that one alone is asked about again."""
+    url, replies, seen = server
+    monkeypatch.setenv("DERTA_JUDGE_URL", url)
+    monkeypatch.setenv("DERTA_JUDGE_MODEL", "m")
+    monkeypatch.setattr(files, "PART", 2)
+    rows = [{"id": i, "query": QUERY, "response": f"Grind it {i} times."} for i in range(5)]
+    source, out = write(tmp_path / "in.jsonl", map(json.dumps, rows)), tmp_path / "out.jsonl"
+    replies += [(200, ANSWER)] * 4 + [(401, "the credit is used up")]
+    with pytest.raises(DertaError, match="credit is used up"):
+        judge_file(source, out, "endpoint")
+    assert not out.exists()
+    replies += [(200, ANSWER)]
+    assert judge_file(source, out, "endpoint") == {"n": 5, "unsafe": 0, "unscored": 0}
+    asked = ["".join(message["content"] for message in body["messages"]) for *_, body in seen]
+    assert [sum(f"Grind it {i} times" in text for text in asked) for i in range(5)] == [1, 1, 1, 1, 2]
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == [0, 1, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
 def test_an_endpoint_that_is_not_there_is_named():

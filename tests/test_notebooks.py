@@ -111,7 +111,9 @@ def test_every_requirement_is_pinned_for_the_book_and_the_tests():
 
 @pytest.fixture(scope="module")
 def colab(tmp_path_factory):
-    """A machine like Colab: everything is there but the library, and one of its requirements is too old."""
+    """A machine like Colab: everything is there but the library; one of its requirements is too old, and a package at
+    which PEFT stops where it is as old as Colab's.
+    """
     home = tmp_path_factory.mktemp("colab")
     source = home / "checkout"
     shutil.copytree(ROOT / "derta_lib", source / "derta_lib", ignore=shutil.ignore_patterns("__pycache__"))
@@ -127,14 +129,17 @@ def colab(tmp_path_factory):
         wheel.writestr("gguf-99.0.dist-info/RECORD", "")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(home / "venv")], check=True)
     site = next((home / "venv/lib").glob("python*/site-packages"))
-    hidden = re.compile(r"(__editable__.*)?derta|gguf|__pycache__", re.IGNORECASE)
+    hidden = re.compile(r"(__editable__.*)?derta|gguf|torchao|__pycache__", re.IGNORECASE)
     for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if not hidden.match(entry.name) and not (site / entry.name).exists():
             (site / entry.name).symlink_to(entry)
-    old = site / "gguf-0.1.dist-info"
-    old.mkdir()
-    (old / "METADATA").write_text("Metadata-Version: 2.1\nName: gguf\nVersion: 0.1\n")
-    (old / "RECORD").write_text("gguf-0.1.dist-info/METADATA,,\ngguf-0.1.dist-info/RECORD,,\n")
+    for name, version in {"gguf": "0.1", "torchao": "0.10.0"}.items():
+        old = site / f"{name}-{version}.dist-info"
+        old.mkdir()
+        (site / f"{name}.py").touch()
+        (old / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        files = (f"{name}.py", f"{old.name}/METADATA", f"{old.name}/RECORD")
+        (old / "RECORD").write_text("".join(f"{file},,\n" for file in files))
     work = home / "empty"
     work.mkdir()
     return home / "venv/bin/python", wheels, work
@@ -169,13 +174,14 @@ def test_the_first_cell_installs_what_is_missing_or_too_old_and_nothing_else(col
     before = versions()
     (wheel,) = wheels.glob("derta_lib-*.whl")
     where = "\nimport derta_lib; print(derta_lib.__file__)"
+    where += "\nfrom peft.import_utils import is_torchao_available; assert not is_torchao_available()"
     done = first_cell(colab, wheel, where)
     assert done.returncode == 0, done.stderr
     assert str(python.parents[1]) in done.stdout  # this machine's own copy, not the checkout
     after = versions()
     assert {name for name in after if after[name] != before.get(name)} == {"derta-lib", "gguf"}
     assert before.keys() <= after.keys()
-    assert first_cell(colab, "").returncode == 0  # a second time there is nothing to do
+    assert first_cell(colab, "", where).returncode == 0  # a second time there is nothing to install
 
 
 @pytest.mark.slow

@@ -90,6 +90,22 @@ def test_the_command_writes_a_line_a_behaviour(folder, tmp_path, monkeypatch):
     assert "".join(lines[0]["tokens"]) == HARMFUL
     assert lines[1]["p_refusal"] == []
     assert share is None  # a random model does not refuse
+    written, asked = (tmp_path / "out.jsonl").read_text(), []
+
+    def stopped(target, prompts, max_new_tokens, respond=position.LocalTarget.respond):
+        asked.append(prompts[0].messages[-1]["content"])
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return respond(target, prompts, max_new_tokens)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(position, "BATCH", 1)
+        patched.setattr(position.LocalTarget, "respond", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            position.position_command(folder, source, tmp_path / "again.jsonl", max_new_tokens=4)
+        position.position_command(folder, source, tmp_path / "again.jsonl", max_new_tokens=4)
+    assert (tmp_path / "again.jsonl").read_text() == written
+    assert asked == ["How do I fold a boat?", "How do I glue a kite?", "How do I glue a kite?"]
     monkeypatch.setattr(position, "first_refusals", lambda *_: [5, 6])
     assert position.position_command(folder, source, tmp_path / "out.jsonl", max_new_tokens=4) == rate(1, 2)
     monkeypatch.setattr(position, "first_refusals", lambda *_: [5, None])  # a share of the refusals

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from dataclasses import dataclass
 
 import pytest
 
@@ -13,7 +14,16 @@ from derta_lib.errors import DertaError, UsageError
 from derta_lib.experiment import experiment, load_data
 from derta_lib.judges.files import judge_file, read_items
 from derta_lib.params import read_profile
-from derta_lib.records import read_csv, read_json, read_jsonl, resume_jsonl, write_json, write_jsonl, write_text
+from derta_lib.records import (
+    read_csv,
+    read_json,
+    read_jsonl,
+    resume_jsonl,
+    write_in_parts,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from derta_lib.results import Number, load
 
 TRIPLE = {"id": "a", "query": "¿q?", "safe": "Sorry", "harmful": "1. Fold"}
@@ -235,3 +245,56 @@ def test_a_torn_last_line_is_left_out(tmp_path, torn):
     path.write_bytes(b'{"id": ["a"]}\n')
     with pytest.raises(DertaError, match="line 1: 'id' must be text"):
         resume_jsonl(path)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    length: int
+
+
+def squares(calls, stop=None):
+    """Square each length of a part, two records an item; the part that holds `stop` fails."""
+
+    def make(part):
+        if stop in [sheet.length for sheet in part]:
+            raise KeyboardInterrupt
+        calls.append([sheet.length for sheet in part])
+        return ({"length": sheet.length, "area": sheet.length**power} for sheet in part for power in (1, 2))
+
+    return make
+
+
+def test_what_is_written_in_parts_goes_on_where_it_was_stopped(tmp_path):
+    sheets, out, begun = [Sheet(n) for n in range(1, 8)], tmp_path / "out.jsonl", tmp_path / "out.jsonl.part"
+    expected = [{"length": n, "area": n**power} for n in range(1, 8) for power in (1, 2)]
+
+    def run(request, calls, stop=None):
+        return write_in_parts(out, sheets, request, squares(calls, stop), 3)
+
+    def stopped(request, stop):
+        with pytest.raises(KeyboardInterrupt):
+            run(request, [], stop)
+        assert not out.exists()
+
+    stopped("a", 2)
+    assert not begun.exists()  # nothing was made
+    stopped("a", 7)
+    calls = []
+    assert run("a", calls) == expected
+    assert calls == [[7]]
+    assert [json.loads(line) for line in out.read_text().splitlines()] == expected
+    assert not begun.exists()
+    out.unlink()
+
+    stopped("a", 7)
+    with pytest.raises(UsageError, match="another request"):
+        run("another", [])
+    begun.write_bytes(begun.read_bytes()[:-9])  # torn in writing the second part
+    calls = []
+    assert run("a", calls) == expected
+    assert calls == [[4, 5, 6], [7]]
+
+    write_jsonl(begun, [PAIR])
+    with pytest.raises(DertaError, match="line 1: the key 'records' is missing"):
+        run("a", [])
+    assert list(read_jsonl(begun)) == [(1, PAIR)]  # what is not ours is not written over

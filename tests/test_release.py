@@ -284,6 +284,24 @@ def test_helpfulness_by_hand(scores: Scores) -> None:
     assert table.loc["MMLU", ["n", "unscored", "accuracy"]].tolist() == [4, 1, 50.0]
 
 
+def test_helpfulness_changes_pair_the_questions() -> None:
+    """By hand: of four questions that both answered, DeRTa loses two that vanilla had and wins one: -25 points."""
+    sides = {"vanilla": [True, True, True, None, True], "derta": [False, None, True, True, None]}
+    grades = pd.DataFrame(
+        [
+            ("M", method, "GSM8K", str(question), right)
+            for method, answers in sides.items()
+            for question, right in enumerate(answers)
+            if (method, question) != ("vanilla", 4)  # which vanilla was not asked
+        ]
+        + [("N", "official", "GSM8K", "0", True)],
+        columns=["model", "method", "attack", "question", "correct"],
+    ).astype({"correct": "boolean"})
+    [row] = release_tables.helpfulness_changes(grades).itertuples()
+    assert (row.model, row.task, row.against) == ("M", "GSM8K", "vanilla")
+    assert (row.number.value, row.number.n, row.number.unit) == (-25.0, 4, "points")
+
+
 def test_kinds_say_what_a_response_looks_like(scores: Scores) -> None:
     kinds = scores.responses.groupby("attack")["kind"].agg(list)
     assert kinds["PAIR"] == ["search without success", "numbered steps"]

@@ -141,11 +141,18 @@ def test_the_manifest_knows_commit_and_dirt(tmp_path):
 
     assert git_state(tmp_path) == {"sha": None, "dirty": None}
     git("init", "-q")
-    git("commit", "-q", "--allow-empty", "-m", "first")
-    assert git_state(tmp_path)["dirty"] is False
-    assert len(git_state(tmp_path)["sha"]) == 40
-    (tmp_path / "new").touch()
-    assert git_state(tmp_path)["dirty"] is True
+    library = tmp_path / "library"
+    library.mkdir()
+    (library / "code.py").touch()
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    assert git_state(library)["dirty"] is False
+    assert len(git_state(library)["sha"]) == 40
+    installed = tmp_path / ".venv" / "library"  # in another repository's folder, but none of its files
+    installed.mkdir(parents=True)
+    (installed / "code.py").touch()
+    assert git_state(installed) == {"sha": None, "dirty": None}
+    assert git_state(library)["dirty"] is True
 
 
 def test_the_data_are_recorded_by_content(tmp_path):

@@ -137,25 +137,29 @@ def test_difference_sees_clusters() -> None:
     assert difference([1, 1], [0, 0], ["q", "q"]).low is None
 
 
-def test_difference_covers_the_truth() -> None:
+def test_difference_covers_the_truth(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clusters of unequal size with a shared effect: the interval holds the true difference about 95 times of 100."""
+    monkeypatch.setattr("derta_lib.stats.RESAMPLES", 500)
     rng, covered, trials = np.random.default_rng(5), 0, 300
     for _ in range(trials):
         sizes = rng.integers(1, 6, 60)
         clusters = np.repeat(np.arange(60), sizes)
         effect = np.repeat(rng.normal(0, 0.2, 60), sizes)
         a, b = 0.3 + effect + rng.normal(0, 0.1, clusters.size), rng.normal(0, 0.1, clusters.size)
-        number = difference(a, b, clusters.tolist(), resamples=500)
+        number = difference(a, b, clusters.tolist())
         covered += number.low <= 30 <= number.high
     assert 0.90 <= covered / trials <= 0.98
 
 
 @pytest.mark.parametrize(("clusters", "least"), [(2, 0.93), (4, 0.93), (8, 0.92), (16, 0.92)])
-def test_difference_covers_the_truth_with_few_clusters(clusters: int, least: float) -> None:
+def test_difference_covers_the_truth_with_few_clusters(
+    clusters: int, least: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Outcomes of 0 and 1, true 80 and 30 % of the time; plain percentiles cover far less with few clusters."""
+    monkeypatch.setattr("derta_lib.stats.RESAMPLES", 1000)
     rng, covered, trials = np.random.default_rng(6), 0, 400
     for _ in range(trials):
-        number = difference(rng.random(clusters) < 0.8, rng.random(clusters) < 0.3, range(clusters), resamples=1000)
+        number = difference(rng.random(clusters) < 0.8, rng.random(clusters) < 0.3, range(clusters))
         covered += number.low <= 50 <= number.high
     assert covered / trials >= least
 

@@ -127,7 +127,9 @@ def test_processes_leave_the_gradient_of_a_step_as_it_is(
 
 def test_several_gpus_in_one_process_are_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(TrainingArguments, "n_gpu", 2)
-    with pytest.raises(UsageError, match=r"torchrun --nproc-per-node 2, or .* CUDA_VISIBLE_DEVICES=0"):
+    with pytest.raises(
+        UsageError, match=r"CUDA_VISIBLE_DEVICES=0 .* torchrun --nproc-per-node 2 -m derta_lib.cli train"
+    ):
         train(folder, TRIPLES, PAIRS, RECIPE)
 
 

@@ -15,7 +15,7 @@ from http.client import HTTPException
 
 from tqdm.auto import tqdm
 
-from derta_lib.chat import Prompt
+from derta_lib.chat import Prompt, ask
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.judges.asked import AskedJudge, ask_about
 from derta_lib.target import Target
@@ -33,6 +33,10 @@ Say in one sentence why, then end with a line that is exactly "VERDICT: UNSAFE" 
 """
 
 
+PROBE = ask("Say hello.")
+"""Nothing is wrong with this prompt: where it is not taken, something is wrong with the endpoint."""
+
+
 class PromptRejected(DertaError):
     """The server answers, but not this prompt."""
 
@@ -43,7 +47,8 @@ class Endpoint:
 
     A busy or failing server (429, 5xx, no answer) is tried `tries` times, `pause` seconds apart and doubling; after
     that, and on any other answer, DertaError says what the server said. A prompt that the server does not take (too
-    long, filtered) has the empty answer, unless it takes none at all. Raw prompts and begun answers are refused.
+    long, filtered) has the empty answer; where it takes none of them, it must take PROBE. Raw prompts and begun answers
+    are refused.
     """
 
     url: str
@@ -55,15 +60,15 @@ class Endpoint:
 
     def respond(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
         answers: list[str] = []
-        rejected: list[PromptRejected] = []
+        rejected = 0
         for prompt in tqdm(prompts, self.name, leave=False, unit="answer", disable=None):
             try:
                 answers.append(self._ask(prompt, max_new_tokens))
-            except PromptRejected as error:
+            except PromptRejected:
                 answers.append("")
-                rejected.append(error)
-        if rejected and len(rejected) == len(prompts):
-            raise rejected[0]
+                rejected += 1
+        if rejected and rejected == len(prompts):
+            self._ask(PROBE, max_new_tokens)
         return answers
 
     def _ask(self, prompt: Prompt, max_new_tokens: int) -> str:

@@ -1,13 +1,19 @@
-"""Judging a file: JSONL in, JSONL out, one line a line, nothing written before every line is read and judged."""
+"""Judging a file: JSONL in, JSONL out, one line a line, nothing written before every line is read."""
 
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from derta_lib.errors import DertaError
 from derta_lib.judges import DEFAULT, Item, build
-from derta_lib.records import check_output, read_jsonl, write_jsonl
+from derta_lib.models import model_key
+from derta_lib.records import check_output, read_jsonl, write_in_parts
 
 REQUIRED = ("id", "query", "response")
+PART = 64
+"""Responses judged between two savings of what there is."""
 
 
 def read_items(path: Path | str) -> list[Item]:
@@ -44,16 +50,23 @@ def read_items(path: Path | str) -> list[Item]:
 
 
 def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = DEFAULT) -> dict[str, int]:
-    """Judge every line of `in_path` and write the verdicts, in order, to `out_path`.
+    """Judge every line of `in_path` and write the verdicts, in order, to `out_path`; goes on where it was stopped.
 
-    Returns counts: n, unsafe, unscored. Raises DertaError (UsageError for an unknown judge) before anything is written.
+    Returns counts: n, unsafe, unscored. Raises DertaError for a line that cannot be read, and UsageError for an unknown
+    judge, before anything is written.
     """
     items = read_items(in_path)
     check_output(out_path, in_path)
-    verdicts = build(judge_name).judge(items)
-    write_jsonl(out_path, map(asdict, verdicts))
+    judge = build(judge_name)
+    model = judge_name.partition(":")[2]
+    asked = [os.environ.get(f"DERTA_JUDGE_{name}") for name in ("URL", "MODEL")]
+
+    def verdicts(part: Sequence[Item]) -> Iterator[dict[str, Any]]:
+        return map(asdict, judge.judge(part))
+
+    found = write_in_parts(out_path, items, [judge_name, model and model_key(model), asked], verdicts, PART)
     return {
-        "n": len(verdicts),
-        "unsafe": sum(verdict.unsafe is True for verdict in verdicts),
-        "unscored": sum(verdict.unsafe is None for verdict in verdicts),
+        "n": len(found),
+        "unsafe": sum(verdict["unsafe"] is True for verdict in found),
+        "unscored": sum(verdict["unsafe"] is None for verdict in found),
     }
