@@ -144,17 +144,17 @@ def attack_heatmap(frame: pd.DataFrame) -> Figure:
     numbers = ["value", "low", "high", "n"]
     cells = frame.drop_duplicates(["method", "attack"]).pivot(index="attack", columns="method", values=numbers)
     grid, *about = (cells[key].reindex(index=attacks, columns=methods).to_numpy(float) for key in numbers)
-    figure, (axes,) = canvas(1.1 + 0.44 * len(attacks))
+    figure, (axes,) = canvas(1.1 + 0.56 * len(attacks))
     colours = LinearSegmentedColormap.from_list("asr", ["#f4f4f4", "#e3a37c", "#7a2c00"])
     for column, row in np.ndindex(grid.T.shape):
         if np.isnan(value := grid[row, column]):
             axes.text(column, row, "not run", ha="center", va="center", size=8, color="#5f5f5f")
             continue
         ink = ink_on(colours(value))
-        axes.text(column, row - 0.13, f"{value * 100:.0f}", ha="center", va="center", color=ink, weight="bold")
+        axes.text(column, row - 0.22, f"{value * 100:.0f}", ha="center", va="center", color=ink, weight="bold")
         low, high, n = (each[row, column] for each in about)
-        said = f"{low * 100:.0f}–{high * 100:.0f}, n = {n:.0f}"
-        axes.text(column, row + 0.27, said, ha="center", va="center", color=ink, size=7)
+        for place, said in ((0.1, f"{low * 100:.0f} to {high * 100:.0f}"), (0.33, f"n = {n:.0f}")):
+            axes.text(column, row + place, said, ha="center", va="center", color=ink, size=7.5)
     axes.imshow(np.ma.masked_invalid(grid), cmap=colours, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(methods)), [METHODS[name].label.replace(" ", "\n") for name in methods])
     axes.set_yticks(range(len(attacks)), [in_words(attack) for attack in attacks])
