@@ -35,8 +35,9 @@ class Plan:
 
     @property
     def columns(self) -> int:
-        """Columns of the cache before the first new token."""
-        return len(self.shared) + len(self.prompts) * (self.longest - len(self.shared))
+        """Columns of the cache before the first new token; fewer than SHORT shared ones are held by each prompt."""
+        shared = len(self.shared) if len(self.shared) >= SHORT else 0
+        return shared + len(self.prompts) * (self.longest - shared)
 
     def join(self, other: "Plan") -> "Plan":
         """The plan for the prompts of both."""

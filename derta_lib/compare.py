@@ -11,12 +11,12 @@ another training would differ, `derta seeds` tells.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from math import inf
+from math import inf, sqrt
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy.stats import binomtest, fisher_exact, t
+from scipy.stats import binomtest, fisher_exact, norm, t
 
 from derta_lib import results
 from derta_lib.errors import DertaError, UsageError
@@ -200,7 +200,8 @@ def _change(
 
 
 def _p_value(a: Number, b: Number, apart: Number) -> float | None:
-    """Two-sided p-value of a difference that many half-widths of its interval off 0, in Student's t by the smaller n.
+    """Two-sided p-value of a difference that many half-widths of its interval off 0, in Student's t by the fewer
+    trials.
 
     For two rates it is no less than Fisher's exact test gives, since the interval of few trials is an approximation.
     None where the difference is 0, or its interval is missing or without width.
@@ -208,12 +209,30 @@ def _p_value(a: Number, b: Number, apart: Number) -> float | None:
     bound = apart.low if apart.value > 0 else apart.high
     if not apart.value or bound is None or bound == apart.value:
         return None
-    df = max(1, min(a.n or inf, b.n or inf) - 1)
+    trials = [_trials(number) for number in (a, b)]
+    df = max(1, min(trials) - 1)
     p = 2 * t.sf(t.ppf((1 + LEVEL) / 2, df) * abs(apart.value / (apart.value - bound)), df)
     if a.unit == "rate" and a.n and b.n:
-        counts = [(k := round(number.value * number.n), number.n - k) for number in (a, b) if number.n]
+        both = zip((a, b), map(round, trials), strict=True)
+        counts = [(k := round(number.value * n), n - k) for number, n in both]
         p = max(p, fisher_exact(counts).pvalue)
     return float(p)
+
+
+def _trials(number: Number) -> float:
+    """n; for a rate no more than the independent trials that would give its interval its width (by Wilson), for where
+    several outcomes are of one item they are worth fewer.
+    """
+    n = number.n or inf
+    if number.unit != "rate" or number.low is None or number.high is None or n == inf:
+        return n
+    width, spread = number.high - number.low, number.value * (1 - number.value)
+    if not 0 < width < 1:
+        return n if width <= 0 else 1
+    # Wilson's width w with x = z²/n: (w² − 1) x² + (2 w² − 4 p (1 − p)) x + w² = 0
+    a, b, c = width**2 - 1, 2 * width**2 - 4 * spread, width**2
+    x = (-b - sqrt(b * b - 4 * a * c)) / (2 * a)
+    return min(n, max(1, norm.ppf((1 + LEVEL) / 2) ** 2 / x))
 
 
 def _holm(changes: Sequence[Change]) -> list[Change]:

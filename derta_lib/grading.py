@@ -12,15 +12,19 @@ _STATED_NUMBER = re.compile(
 )
 
 
+_SUM = re.compile(r"(?:\s*[-+*/×÷]\s*\$?(?:" + _NUMBER.pattern + r"))+\s*=\s*\$?(" + _NUMBER.pattern + ")")
+
+
 def final_number(text: str, question: str = "") -> Decimal | None:
     """The number a solution settles on, None when it has none.
 
-    The one it states ("#### 7", "the answer is 7", boxed), else one of the last sentence that holds a number:
+    The one it states ("#### 7", "the answer is 7" or "3 + 4 = 7", boxed), else one of the last sentence with a number:
     behind its last "=", not in brackets ("120 minutes (2 hours)"), and rather not a number that the question gave
     ("42 dollars for 6 hours").
     """
-    if stated := _STATED_NUMBER.findall(text):
-        return _decimal(stated[-1])
+    if stated := list(_STATED_NUMBER.finditer(text)):
+        total = _SUM.match(text, stated[-1].end())
+        return _decimal((total or stated[-1])[1])
     plain = re.sub(r"\((?!\d+\))[^()]*\)", " ", text)
     sentences = [part for part in re.split(r"(?<=[.!?])\s+|\n", plain) if _NUMBER.search(part)]
     if not sentences:
@@ -45,9 +49,9 @@ def _decimal(number: str) -> Decimal:
 
 _OPTION = re.compile(r"^\s*-?\s*\(?([A-J])\)\s*(.*?)\s*$", re.MULTILINE)
 _STATED = re.compile(
-    r"(?:answer|option|choice)(?:\s+\w+){0,6}?\s*(?:is|:|would be|should be)\s*:?\s*(?:option\s*)?"
-    r"[\"'*(\-\s]*([A-J])\b(?![’'])",
-    re.IGNORECASE,
+    r"(?i:(?:answer|option|choice)(?:\s+\w+){0,6}?\s*(?:is|:|would be|should be)\s*:?\s*(?:option\s*)?)"
+    r"[\"'*(\-\s]*([A-J]\b(?![’'])|[a-j](?=\)|[.\"'*]*\s*$))",  # "a" is a word as well
+    re.MULTILINE,
 )
 _BRACKETED = re.compile(r"\(([A-J])\)")
 _BARE = re.compile(r"^\W*(?:option\s+)?([A-J])(?:[).:]|\s*$)", re.IGNORECASE)

@@ -177,6 +177,7 @@ def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
     Raises DertaError naming file and line for what is not CSV or not of the header's width, and for no rows.
     """
     empty = True
+    csv.field_size_limit(2**31 - 1)  # a cell may be as long as a line of JSON
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
         names = list(rows.fieldnames or ())

@@ -133,9 +133,8 @@ def open_run(notebook: str, run_dir: str, parameters: dict[str, Any]) -> Run:
     started = datetime.now(UTC).isoformat(timespec="seconds")
     run = Run(notebook, folder.resolve(), dict(parameters), environment(), started)
     if parameters.get("data"):  # by content, so that runs on other data are not compared
-        run.records = {
-            f"sha256/{path.name}": file_sha256(path) for path in sorted(Path(parameters["data"]).glob("*.jsonl"))
-        }
+        files = sorted(Path(parameters["data"]).expanduser().glob("*.jsonl"))
+        run.records = {f"sha256/{path.name}": file_sha256(path) for path in files}
     run._save()
     return run
 

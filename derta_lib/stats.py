@@ -150,9 +150,13 @@ def _clustered(
     value = float((sums.sum(0) / sizes.sum(0)).mean())
     if len(sums) == 1:
         return Number(value, "points", ours.size)
-    drawn = np.random.default_rng(seed).multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=RESAMPLES)
-    with np.errstate(invalid="ignore"):  # a group without a cluster in a resample is left out of its mean
-        means = np.nanmean((drawn @ sums) / (drawn @ sizes), axis=1)
+    rng, chances, block = np.random.default_rng(seed), np.full(len(sums), 1 / len(sums)), 1 + 10**7 // len(sums)
+    parts = []
+    for start in range(0, RESAMPLES, block):  # many clusters would need gigabytes at once
+        drawn = rng.multinomial(len(sums), chances, size=min(block, RESAMPLES - start))
+        with np.errstate(invalid="ignore"):  # a group without a cluster in a resample is left out of its mean
+            parts.append(np.nanmean((drawn @ sums) / (drawn @ sizes), axis=1))
+    means = np.concatenate(parts)
     if np.ptp(means) < 1e-9:
         return Number(value, "points", ours.size, *_all_alike(value, len(sums), least))
     tail = norm.cdf(-math.sqrt(len(sums) / (len(sums) - 1)) * t.ppf((1 + LEVEL) / 2, len(sums) - 1))
@@ -228,8 +232,17 @@ class JudgeError:
             raise DertaError(
                 f"{self}: both classes of human labels need rows, and no more may be right than there are."
             )
-        if self.hits / self.unsafe + self.passes / self.safe <= 1:
-            raise DertaError(f"{self}: the judge is no better than chance, so no rate can be corrected with it.")
+        # the second as `corrected_rate` counts them for its interval: with few labels it lags behind
+        shares = (self.hits / self.unsafe + self.passes / self.safe, sum(self.counted()))
+        if min(shares) <= 1:
+            raise DertaError(
+                f"{self}: the judge is no better than chance, as far as so many labels tell; no rate can be corrected "
+                "with it."
+            )
+
+    def counted(self) -> tuple[float, float]:
+        """Sensitivity and specificity with one more row of either kind, right and wrong (Lang and Reiczigel, 2014)."""
+        return (self.hits + 1) / (self.unsafe + 2), (self.passes + 1) / (self.safe + 2)
 
 
 def corrected_rate(k: int, n: int, judge: JudgeError) -> Number:
@@ -243,7 +256,7 @@ def corrected_rate(k: int, n: int, judge: JudgeError) -> Number:
     value = float(np.clip((k / n + sp - 1) / (se + sp - 1), 0, 1))
     z = float(norm.ppf((1 + LEVEL) / 2))
     n_, se_n, sp_n = n + z * z, judge.unsafe + 2, judge.safe + 2
-    p, se, sp = (k + z * z / 2) / n_, (judge.hits + 1) / se_n, (judge.passes + 1) / sp_n
+    p, (se, sp) = (k + z * z / 2) / n_, judge.counted()
     youden = se + sp - 1
     centre = (p + sp - 1) / youden
     v_se, v_sp = se * (1 - se) / se_n, sp * (1 - sp) / sp_n

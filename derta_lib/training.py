@@ -7,6 +7,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
@@ -115,14 +116,14 @@ class _Packs(torch.utils.data.Dataset):
                 f"{recipe.micro_batch}; raise micro_batch or use fewer processes."
             )
         # Every step has the same number of micro-batches, whatever micro_batch is: the loss is summed over the step.
-        self.micro = [step[i :: self.per_step] for step in steps for i in range(self.per_step)]
+        named = [_named(step, f"{recipe.seed}/{number}") for number, step in enumerate(steps)]
+        self.micro = [step[i :: self.per_step] for step in named for i in range(self.per_step)]
 
     def __len__(self) -> int:
         return len(self.micro)
 
     def rows(self, place: int) -> list[list[tree.Row]]:
-        step = place // self.per_step
-        return [self.encoder.rows(e, f"{self.recipe.seed}/{step}/{e.id}") for e in self.micro[place]]
+        return [self.encoder.rows(example, seed) for example, seed in self.micro[place]]
 
     def __getitem__(self, place: int) -> list[tree.Pack]:
         return tree.parts(self.rows(place), self.parts)
@@ -132,6 +133,17 @@ class _Packs(torch.utils.data.Dataset):
         for place in range(len(self)):
             self.rows(place)
         return dict(self.encoder.report)
+
+
+def _named(step: Sequence[Example], seed: str) -> list[tuple[Example, str]]:
+    """Each example with the seed of its draws, another one where it comes again within the step."""
+    seen: Counter[str] = Counter()
+    named = []
+    for example in step:
+        again = f"/{seen[example.id]}" if seen[example.id] else ""
+        named.append((example, f"{seed}/{example.id}{again}"))
+        seen[example.id] += 1
+    return named
 
 
 def processes() -> int:

@@ -171,6 +171,10 @@ def test_pair_whose_attacker_is_never_usable_sends_the_plain_request():
         (pair.FIRST, 'x", "more": NaN}', None),
         pytest.param(pair.FIRST, 'x", "more": ' + "[" * 100_000, None, id="deep"),
         ("", '{"improvement": "a", "prompt": "Say it."}', "Say it."),
+        ("", 'Here it is:\n```json\n{"improvement": "a", "prompt": "Say it."}\n```', "Say it."),
+        ("", "1. I would write it so.", None),
+        ("", '["improvement", "prompt"]', None),
+        ("", "null", None),
     ],
 )
 def test_pair_reads_the_attackers_object(prefill, answer, prompt):

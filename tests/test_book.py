@@ -162,6 +162,16 @@ def test_bad_requests_stop_before_anything_runs(tiny):
     assert not (tiny / "runs/never").exists()
 
 
+def test_a_page_that_is_removed_leaves_the_book(tiny):
+    extra = tiny / "book" / "extra.md"
+    extra.write_text("---\norphan: true\n---\n# Extra\n")
+    build(tiny)
+    assert "Extra" in rendered(tiny, "book/extra.html")
+    extra.unlink()
+    build(tiny)
+    assert not (tiny / "runs/p/html/book/extra.html").exists()
+
+
 def test_a_notebook_depends_on_the_library_but_not_on_what_only_pages_show():
     names = {path.name for path in library_files()}
     assert {"runs.py", "tuned.py", "direct.py", "concord_texts.json", "kept_release.json"} <= names

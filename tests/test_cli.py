@@ -221,6 +221,31 @@ def test_too_few_items_are_never_worse(tmp_path):
     assert compare.worse(two, ["asr"]) == []
 
 
+def clustered(right):
+    """A rate over crafts x probes with the interval of whole crafts, as it is put without its outcomes."""
+    crafts = [str(craft) for craft, probes in enumerate(right) for _ in probes]
+    return stats.pooled_share(np.ravel(right), crafts)
+
+
+def test_several_outcomes_of_one_craft_are_no_trials_of_their_own():
+    """Two crafts under five probes, from nothing to everything: Fisher's test of two against two gives 1/3."""
+    none, all_ = clustered(np.zeros((2, 5), bool)), clustered(np.ones((2, 5), bool))
+    assert none.n == all_.n == 10
+    change = compare._change("trade/asr/x", none, all_, None, None)
+    assert change.p >= fisher_exact([[0, 2], [2, 0]]).pvalue
+    rng, alarms, trials = np.random.default_rng(7), 0, 400
+    for _ in range(trials):
+        first, second = (np.repeat(rng.random((6, 1)) < 0.5, 5, axis=1) for _ in range(2))
+        change = compare._change("trade/asr/x", clustered(first), clustered(second), None, None)
+        alarms += change.p is not None and change.p <= 0.05
+    assert alarms / trials <= 0.05
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 7), (3, 8), (20, 20), (11, 160)])
+def test_trials_of_a_plain_rate_are_its_n(k, n):
+    assert compare._trials(stats.rate(k, n)) == pytest.approx(n)
+
+
 def test_holm_as_statsmodels_has_it(tmp_path):
     rng = np.random.default_rng(3)
     a, b = open_run("04_x", str(tmp_path / "a"), {}), open_run("04_x", str(tmp_path / "b"), {})

@@ -146,11 +146,20 @@ def test_bins_of_every_kind_decode_as_generate_does(
 
 
 def test_bfloat16_goes_through_the_same_bins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And chooses tokens that are likeliest in fp32, or all but so."""
     monkeypatch.setattr(cache, "SLACK", 8)
     model = tiny("mistral").bfloat16()
     use_tree_attention(model)
     answers = generate(model, families_of_prompts(), 12, set())
     assert [len(answer) for answer in answers] == [12] * len(answers)
+    plain = tiny("mistral").bfloat16().float()
+    short = []  # how far each token's logit is from the largest in fp32, in standard deviations over the vocabulary
+    for ids, answer in zip(families_of_prompts(), answers, strict=True):
+        with torch.no_grad():
+            logits = plain(torch.tensor([[*ids, *answer]])).logits[0, len(ids) - 1 : -1]
+        chosen = logits.gather(1, torch.tensor(answer)[:, None])[:, 0]
+        short.append((logits.max(1).values - chosen) / logits.std(1))
+    assert torch.cat(short).max() < 0.1
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral"])
@@ -163,6 +172,14 @@ def test_row_losses_equal_plain_forward(family: str, monkeypatch: pytest.MonkeyP
         expected = [[loss_of_row(plain, list(r.ids), s.position, s.target).item() for s in r.sites] for r in rows]
     for found, each in zip(row_losses(model, rows), expected, strict=True):
         torch.testing.assert_close(found.tolist(), each, rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_may_name_several_ends(loaded: tuple[Any, Any, LocalTarget], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The template's end of turn, and the end tokens of the model's own file: one (or none) or a list of them."""
+    _, tokenizer, target = loaded
+    for named, expected in ((None, {2}), (5, {2, 5}), ([5, 7], {2, 5, 7})):
+        monkeypatch.setattr(target.model.generation_config, "eos_token_id", named)
+        assert LocalTarget(target.model, tokenizer, "tiny").stops == expected
 
 
 @pytest.fixture(scope="module")

@@ -67,9 +67,13 @@ def test_scores_are_those_of_plain_forward_passes(scores):
 
 def test_long_texts_are_cut_in_the_middle():
     tokenizer = load_tokenizer(REFERENCE)
-    before, said = ids_by_hand(tokenizer, ITEMS[2])
-    assert len(said) == 224 + 96 + 1
-    assert len(before) < 96 + 12
+    ending = "Now, on second thought, I would rather not."
+    long = Item("long", "Who?", "word " * 30_000 + ending)  # of a text as long as that the middle is not even tokenised
+    rows, starts = tuned.as_rows(tokenizer, [ITEMS[2], long])
+    assert [len(row.ids) - start for row, start in zip(rows, starts, strict=True)] == [224 + 96 + 1] * 2
+    assert starts[0] < 96 + 12
+    assert list(rows[0].ids) == [id for part in ids_by_hand(tokenizer, ITEMS[2]) for id in part]
+    assert tokenizer.decode(rows[1].ids[:-1]).endswith(ending)
 
 
 def test_verdicts_weigh_model_and_rules(scores):

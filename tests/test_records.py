@@ -213,6 +213,12 @@ def test_a_name_that_stands_twice_is_refused(tmp_path):
         list(read_csv(path))
 
 
+def test_a_long_cell_of_a_csv_is_read(tmp_path):
+    path = write_text(tmp_path / "x.csv", f"query\n{'a' * 200_000}\n")
+    [(_, row)] = read_csv(path)
+    assert len(row["query"]) == 200_000
+
+
 def test_nothing_is_written_over_a_folder(tmp_path):
     source = write_jsonl(tmp_path / "in.jsonl", [PAIR])
     with pytest.raises(UsageError, match="this is a folder; name a file to write"):

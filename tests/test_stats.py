@@ -297,7 +297,7 @@ def test_corrected_rate_covers_the_truth(truth: float) -> None:
     assert 0.93 <= covered / trials <= 0.99
 
 
-@pytest.mark.parametrize("counts", [(5, 4, 3, 3), (0, 0, 3, 3), (5, 10, 5, 10)])
+@pytest.mark.parametrize("counts", [(5, 4, 3, 3), (0, 0, 3, 3), (5, 10, 5, 10), (1, 1, 100, 1000)])
 def test_judge_error_refuses_useless_judges(counts: tuple[int, int, int, int]) -> None:
     with pytest.raises(DertaError):
         JudgeError(*counts)

@@ -103,6 +103,18 @@ def test_accumulation_leaves_the_gradient_of_a_step_as_it_is(
     assert len(seen) == 4
 
 
+def test_a_triple_that_comes_again_within_a_step_is_drawn_anew(folder: str) -> None:
+    """Else one triple alone would be one draw with three times the weight; micro-batches change no draw."""
+    recipe = replace(RECIPE, steps=2, triples=3, helpful=0)
+    encoder = Encoder(chat_of(load_tokenizer(folder)), recipe.method, recipe.preset, recipe.max_length)
+    drawn = []
+    for size in (1, 3):
+        packs = training._Packs(schedule(TRIPLES[:1], [], recipe), encoder, replace(recipe, micro_batch=size), 1)
+        drawn.append({tuple(rows) for place in range(len(packs)) for rows in packs.rows(place)})
+    assert len(drawn[0]) == 6
+    assert drawn[0] == drawn[1]
+
+
 @pytest.mark.parametrize(("processes", "size"), [(2, 2), (2, 9), (3, 1), (5, 9)])
 def test_processes_leave_the_gradient_of_a_step_as_it_is(
     folder: str, tmp_path: Path, processes: int, size: int, monkeypatch: pytest.MonkeyPatch

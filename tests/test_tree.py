@@ -109,6 +109,21 @@ def test_attention_on_a_gpu_may_come_in_any_layout(monkeypatch: pytest.MonkeyPat
     assert tree._grouped_attention((query, key, key), mask, None, 0.0).shape == (2, 5, 6, 8)
 
 
+def test_both_ways_of_attention_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SDPA as on a GPU and two products as on a CPU: heads that share keys, a mask, a scale of one's own."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, heads, 5, 8, generator=generator) for heads in (6, 3, 3))
+    mask = torch.zeros(2, 1, 5, 5).masked_fill(torch.ones(5, 5).triu(1).bool(), -torch.inf)
+    mask[1, :, :, 0] = -torch.inf
+    mask[1, :, 0, 0] = 0.0
+    for scale in (None, 0.7):
+        found = []
+        for products in (True, False):
+            monkeypatch.setattr(tree, "_multiplies", lambda query, products=products: products)
+            found.append(tree._grouped_attention((query, key, value), mask, scale, 0.0))
+        torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
 def test_windows_matter() -> None:
     """The comparison above would notice a window that is not heeded."""
     groups = forest()

@@ -175,11 +175,12 @@ class Pair:
 def parse_proposal(prefill: str, answer: str) -> dict[str, str] | None:
     """The attacker's JSON object with a text in both fields, whatever follows it; None where there is none.
 
-    The answer goes on from `prefill`, or begins an object of its own where a model ignores the prefill.
+    The answer goes on from `prefill`, or begins an object of its own where a model ignores the prefill. Without a
+    prefill, words or a fence may stand before the object.
     """
     text = answer if answer.lstrip().startswith("{") else prefill + answer
     try:
-        found, _ = json.JSONDecoder(strict=False).raw_decode(text.lstrip())
+        found, _ = json.JSONDecoder(strict=False).raw_decode("{" + text.partition("{")[2])
         canonical(found).encode()  # what could not be kept: half a surrogate pair, NaN
     except (ValueError, RecursionError):
         return None

@@ -86,7 +86,11 @@ class Endpoint:
                 with urllib.request.urlopen(request, timeout=self.timeout) as reply:
                     return str(json.load(reply)["choices"][0]["message"]["content"] or "")
             except urllib.error.HTTPError as error:
-                problem = " ".join(f"HTTP {error.code} {error.read().decode(errors='replace')}".split())[:200]
+                try:
+                    said = error.read().decode(errors="replace")
+                except (OSError, HTTPException):  # a torn answer
+                    said = ""
+                problem = " ".join(f"HTTP {error.code} {said}".split())[:200]
                 if error.code in (400, 413, 422):
                     raise PromptRejected(f"{self.url}: the endpoint does not take the prompt ({problem}).") from None
                 if error.code != 429 and error.code < 500:
