@@ -187,10 +187,10 @@ def stage(root: Path, folder: Path, notebooks: Sequence[Path]) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
     for path in (folder / "stage").rglob("*"):
-        name = path.relative_to(folder / "stage")
-        if path.is_file() and path.name != "conf.py" and name.as_posix() not in wanted:
+        old = path.relative_to(folder / "stage")
+        if path.is_file() and path.name != "conf.py" and old.as_posix() not in wanted:
             path.unlink()
-            (folder / "html" / name).with_suffix(".html").unlink(missing_ok=True)
+            (folder / "html" / old).with_suffix(".html").unlink(missing_ok=True)
     for notebook in notebooks:  # what the Colab button opens: not executed, and knowing where to install from
         write_text(folder / "colab" / "notebooks" / notebook.name, colab_notebook(notebook.read_text(encoding="utf-8")))
 

@@ -163,11 +163,14 @@ def test_bad_requests_stop_before_anything_runs(tiny):
 
 
 def test_a_page_that_is_removed_leaves_the_book(tiny):
-    extra = tiny / "book" / "extra.md"
-    extra.write_text("---\norphan: true\n---\n# Extra\n")
+    toc, extra = tiny / "_toc.yml", tiny / "book" / "extra.md"
+    before = toc.read_text()
+    extra.write_text("# Extra\n")
+    toc.write_text(f"{before}- file: book/extra\n")
     build(tiny)
     assert "Extra" in rendered(tiny, "book/extra.html")
     extra.unlink()
+    toc.write_text(before)
     build(tiny)
     assert not (tiny / "runs/p/html/book/extra.html").exists()
 

@@ -433,16 +433,15 @@ ANSWER = json.dumps({"choices": [{"message": {"content": "VERDICT: SAFE"}}]})
 @pytest.mark.parametrize("torn", ["{torn", "{shorter than it says"])
 def test_the_endpoint_is_asked_again_while_it_is_busy(server, monkeypatch, torn):
     url, replies, seen = server
-    replies += [(429, ""), (503, "down"), (503, torn), (200, torn), (200, ANSWER)]
+    replies += [(429, ""), (503, torn), (200, torn), (200, ANSWER)]
     monkeypatch.setenv("DERTA_JUDGE_URL", url + "/")
     monkeypatch.setenv("DERTA_JUDGE_MODEL", "some-model")
     monkeypatch.setenv("DERTA_JUDGE_KEY", "secret")
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
-    monkeypatch.setattr(Endpoint, "tries", 5)
     [found] = judges.build("endpoint").judge([Item("1", QUERY, STEPS)])
     assert (found.unsafe, found.judge) == (False, "endpoint")
     path, key, body = seen[-1]
-    assert (len(seen), path, key) == (5, "/v1/chat/completions", "Bearer secret")
+    assert (len(seen), path, key) == (4, "/v1/chat/completions", "Bearer secret")
     assert (body["model"], body["temperature"], body["messages"][0]["role"]) == ("some-model", 0, "user")
 
 
