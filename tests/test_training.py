@@ -103,6 +103,23 @@ def test_accumulation_leaves_the_gradient_of_a_step_as_it_is(
     assert len(seen) == 4
 
 
+@pytest.mark.parametrize("rank", [0, 2])
+def test_bfloat16_computes_nearly_the_same_gradient(folder: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly, and not quite: a run that left autocast out would be told apart."""
+    seen: list[torch.Tensor] = []
+
+    class Watching(training.Progress):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            trained = [p.grad.float().flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None]
+            seen.append(torch.cat(trained))
+
+    monkeypatch.setattr(training, "Progress", Watching)
+    monkeypatch.setattr(training, "TrainingArguments", partial(TrainingArguments, max_grad_norm=0.0))
+    for dtype in ("float32", "bfloat16"):
+        train(folder, TRIPLES, PAIRS, replace(RECIPE, steps=1, lora_rank=rank, dtype=dtype))
+    assert 1e-4 < relative(seen[1], seen[0]) < 0.03
+
+
 def test_a_triple_that_comes_again_within_a_step_is_drawn_anew(folder: str) -> None:
     """Else one triple alone would be one draw with three times the weight; micro-batches change no draw."""
     recipe = replace(RECIPE, steps=2, triples=3, helpful=0)
