@@ -129,9 +129,9 @@ def refusal_by_position(frame: pd.DataFrame) -> Figure:
 
 def attack_heatmap_alt(frame: pd.DataFrame) -> str:
     def say(rows: pd.DataFrame) -> str:
-        return ", ".join(f"{in_words(row['attack'])} {_show(row['value'])}" for _, row in rows.iterrows())
+        return ", ".join(f"{in_words(row['attack'])} {_interval(row)}" for _, row in rows.iterrows())
 
-    return f"Table of attack success, darker for more success. {_each_method(frame, say)}."
+    return f"Table of attack success with 95 % intervals, darker for more success. {_each_method(frame, say)}."
 
 
 @book_figure(("method", "attack", "value", "low", "high", "n"), attack_heatmap_alt)

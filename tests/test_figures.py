@@ -97,7 +97,7 @@ FIGURES = {
                                    "vanilla: 75 % by token 1, 75 % by token 10, 97 % by token 20",
                                    "DeRTa: 39 % by token 1, 57 % by token 10, 57 % by token 50, 83 % by token 100"]),
     "refusal_by_position": (PROBABILITIES, ["DeRTa: 90 % before token 1, 80 % on average, 70 % after 1 tokens"]),
-    "attack_heatmap": (RATES, ["vanilla: direct 5 %", "DeRTa: direct 0 %, PAIR 10 %"]),
+    "attack_heatmap": (RATES, ["vanilla: direct 5 % (1 to 20, n = 20)", "n = 20), PAIR 10 % (3 to 30, n = 20)"]),
     "rates": (RATES, ["95 % intervals: attack success, by attack",
                       "direct: vanilla 5 % (1 to 20, n = 20), DeRTa 0 % (0 to 16, n = 20)"]),
     "trade_off": (POINTS, ["keep 15 %: 4 % attack success, 5 % of benign twins refused"]),
