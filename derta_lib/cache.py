@@ -34,10 +34,14 @@ class Plan:
     longest: int
 
     @property
+    def once(self) -> tuple[int, ...]:
+        """Those of the shared ids that the bin holds once: none where they are fewer than SHORT."""
+        return self.shared if len(self.shared) >= SHORT else ()
+
+    @property
     def columns(self) -> int:
-        """Columns of the cache before the first new token; fewer than SHORT shared ones are held by each prompt."""
-        shared = len(self.shared) if len(self.shared) >= SHORT else 0
-        return shared + len(self.prompts) * (self.longest - shared)
+        """Columns of the cache before the first new token."""
+        return len(self.once) + len(self.prompts) * (self.longest - len(self.once))
 
     def join(self, other: "Plan") -> "Plan":
         """The plan for the prompts of both."""
@@ -72,10 +76,7 @@ def plan_bins(prompts: Sequence[Sequence[int]], most_columns: int, most_prompts:
     numbers = sorted(range(len(prompts)), key=place)
     neighbours = joined(Plan((i,), tuple(prompts[i]), len(prompts[i])) for i in numbers)
     alike = joined(sorted(neighbours, key=lambda plan: plan.longest - len(plan.shared)))
-    ordered = (
-        Plan(tuple(sorted(plan.prompts, key=place)), plan.shared if len(plan.shared) >= SHORT else (), plan.longest)
-        for plan in alike
-    )
+    ordered = (Plan(tuple(sorted(plan.prompts, key=place)), plan.once, plan.longest) for plan in alike)
     return sorted(ordered, key=lambda plan: place(plan.prompts[0]))
 
 

@@ -207,27 +207,27 @@ def app() -> None:
     """Entry point of `derta`."""
     try:
         cli()
-    except DertaError as error:
-        print(f"derta: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except ModuleNotFoundError as error:
-        extras = "derta-lib[book] for pages, derta-lib[dpo] for DPO, derta-lib[dev] for all"
-        print(f"derta: the package '{error.name}' is missing; install {extras}.", file=sys.stderr)
-        sys.exit(1)
-    except ImportError as error:  # a package that another one finds too old
-        print(f"derta: {error}.", file=sys.stderr)
-        sys.exit(1)
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
+    except (DertaError, ImportError, OSError, RuntimeError) as error:
+        if not (said := _sentence(error)):
             raise
-        print(
-            f"derta: {first_line(error)}. Take shorter texts (--max-length, --max-new-tokens) or a smaller model.",
-            file=sys.stderr,
-        )
-        sys.exit(1)
-    except OSError as error:
-        print(f"derta: {error.filename or 'a file'}: {error.strerror or error}.", file=sys.stderr)
-        sys.exit(1)
+        print(f"derta: {said}", file=sys.stderr)
+        sys.exit(error.exit_code if isinstance(error, DertaError) else 1)
+
+
+def _sentence(error: Exception) -> str:
+    """What the command line says of an error that its user can mend; "" for another."""
+    if isinstance(error, DertaError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        extras = "derta-lib[book] for pages, derta-lib[dpo] for DPO, derta-lib[dev] for all"
+        return f"the package '{error.name}' is missing; install {extras}."
+    if isinstance(error, ImportError):  # a package that another one finds too old
+        return f"{error}."
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}."
+    if "out of memory" in str(error):
+        return f"{first_line(error)}. Take shorter texts (--max-length, --max-new-tokens) or a smaller model."
+    return ""
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def load_model(model: str, dtype: str | None = None) -> Any:
 
 
 def _read(model: str, dtype: Any) -> Any:
-    """The model, on the CPU: there fp32 for merging needs no GPU that is larger than the model's own precision does."""
+    """The model, on the CPU: merging in fp32 would take twice the GPU memory that the model needs in bf16."""
     import torch
     from transformers import AutoModelForCausalLM
 

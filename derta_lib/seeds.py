@@ -138,7 +138,6 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
             for done in tqdm(as_completed(running), "trainings", len(running)):
                 records.extend(done.result())
         except BrokenProcessPool:
-            pool.shutdown(wait=False, cancel_futures=True)
             raise DertaError(
                 "A training's process was ended from outside, most likely for want of memory; give fewer --workers and "
                 "run again, which goes on where it was."

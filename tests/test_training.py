@@ -77,13 +77,12 @@ def step_gradient(folder: str, recipe: Recipe) -> torch.Tensor:
 
 
 def gradient(model: Any) -> torch.Tensor:
-    return torch.cat([parameter.grad.flatten() for _, parameter in sorted(model.named_parameters())])
+    trained = [parameter for _, parameter in sorted(model.named_parameters()) if parameter.requires_grad]
+    return torch.cat([parameter.grad.flatten() for parameter in trained])
 
 
-@pytest.mark.parametrize(("method", "preset"), [("derta", "fixed"), ("derta", "paper"), ("harmful_prefix", "fixed")])
-def test_accumulation_leaves_the_gradient_of_a_step_as_it_is(
-    folder: str, method: str, preset: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def watched_gradients(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
+    """Where trainings from now on put the gradient of each step; without clipping, which would hide one too long."""
     seen: list[torch.Tensor] = []
 
     class Watching(training.Progress):
@@ -91,8 +90,15 @@ def test_accumulation_leaves_the_gradient_of_a_step_as_it_is(
             seen.append(gradient(model))
 
     monkeypatch.setattr(training, "Progress", Watching)
-    # without clipping, which would hide a gradient that is too long
     monkeypatch.setattr(training, "TrainingArguments", partial(TrainingArguments, max_grad_norm=0.0))
+    return seen
+
+
+@pytest.mark.parametrize(("method", "preset"), [("derta", "fixed"), ("derta", "paper"), ("harmful_prefix", "fixed")])
+def test_accumulation_leaves_the_gradient_of_a_step_as_it_is(
+    folder: str, method: str, preset: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watched_gradients(monkeypatch)
     recipe = replace(RECIPE, steps=1, method=method, preset=PRESETS[preset])
     plain = step_gradient(folder, recipe)
     for size in (1, 4, 9):
@@ -106,15 +112,7 @@ def test_accumulation_leaves_the_gradient_of_a_step_as_it_is(
 @pytest.mark.parametrize("rank", [0, 2])
 def test_bfloat16_computes_nearly_the_same_gradient(folder: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nearly, and not quite: a run that left autocast out would be told apart."""
-    seen: list[torch.Tensor] = []
-
-    class Watching(training.Progress):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            trained = [p.grad.float().flatten() for _, p in sorted(model.named_parameters()) if p.grad is not None]
-            seen.append(torch.cat(trained))
-
-    monkeypatch.setattr(training, "Progress", Watching)
-    monkeypatch.setattr(training, "TrainingArguments", partial(TrainingArguments, max_grad_norm=0.0))
+    seen = watched_gradients(monkeypatch)
     for dtype in ("float32", "bfloat16"):
         train(folder, TRIPLES, PAIRS, replace(RECIPE, steps=1, lora_rank=rank, dtype=dtype))
     assert 1e-4 < relative(seen[1], seen[0]) < 0.03
@@ -166,13 +164,8 @@ def test_several_gpus_in_one_process_are_refused(folder: str, monkeypatch: pytes
 def test_packs_side_by_side_leave_the_gradient_as_it_is_and_runs_alike(
     folder: str, threads: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    recipe, seen, made = replace(RECIPE, steps=1), list[torch.Tensor](), list[int]()
+    recipe, seen, made = replace(RECIPE, steps=1), watched_gradients(monkeypatch), list[int]()
     plain = step_gradient(folder, recipe)
-
-    class Watching(training.Progress):
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            seen.append(gradient(model))
-
     parts, site_losses, workers = tree.parts, loss.site_losses, set[str]()
 
     def worked(model: Any, packed: tree.Pack) -> torch.Tensor:
@@ -185,8 +178,6 @@ def test_packs_side_by_side_leave_the_gradient_as_it_is_and_runs_alike(
         return packs
 
     before = torch.get_num_threads()
-    monkeypatch.setattr(training, "Progress", Watching)
-    monkeypatch.setattr(training, "TrainingArguments", partial(TrainingArguments, max_grad_norm=0.0))
     monkeypatch.setattr(tree, "parts", counted)
     monkeypatch.setattr(loss, "site_losses", worked)
     torch.set_num_threads(threads)
