@@ -64,7 +64,7 @@ class Rule:
     """How a verdict is reached from the run's numbers; all rates from 0 to 1.
 
     `ours` and `other` are result keys; a key may end in a group of attacks in braces (`asr/derta/{black-box}`) and then
-    means the average over those attacks of the group that were run for every key of the rule.
+    means the average over those attacks of the group that were run for every key of the rule (see `_terms`).
 
     - `below`: ours (minus other) is below `limit`, with its whole interval; `at_least`: at or above it;
     - `lower_than`: ours minus other is below zero, with its whole interval;
@@ -117,7 +117,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper; `kind` is 'statement' or 'cell'.
+    """A claim of the paper; `kind` is 'statement', 'cell', or 'question' for one of our own, which no summary counts.
 
     `paper` refers to the paper's values (`table[column=value;column=value].column`); `release` and `small` are the
     rules for the authors' generations and for small models (the kept seeds', else this run's own); `gap` says how far
@@ -155,11 +155,15 @@ def _bounds(value: str) -> tuple[float, float]:
 
 
 def _terms(rule: Rule, results: Results) -> dict[str, Number] | None:
-    """The number behind each key of the rule, groups averaged; None when something was not measured."""
+    """The number behind each key of the rule; None when something was not measured.
+
+    A group is averaged, unless the results hold the key as it is written, with a rate over the group's attacks (the
+    kept seeds' pool each seed's responses).
+    """
     signs = rule.signs()
-    members: dict[str, list[str]] = {key: [key] for key in signs if "{" not in key}
+    members: dict[str, list[str]] = {key: [key] for key in signs if "{" not in key or key in results}
     for group, attacks in GROUPS.items():
-        keys = [key for key in signs if f"{{{group}}}" in key]
+        keys = [key for key in signs if f"{{{group}}}" in key and key not in members]
         run = [attack for attack in attacks if all(_member(key, group, attack) in results for key in keys)]
         members |= {key: [_member(key, group, attack) for attack in run] for key in keys}
     if any(not names or not results.keys() >= set(names) for names in members.values()):
@@ -257,17 +261,20 @@ def _printed(references: Sequence[str]) -> list[str]:
 
 
 def closeness(results: Results) -> str:
-    """In a sentence: how many of the paper's cells lie near to the authors' responses, or in their intervals."""
-    near = inside = 0
-    cells = [claim for claim in all_claims() if claim.kind == "cell"]
-    measured = [(claim, rule, numbers) for claim in cells for rule, numbers, *_ in _measured(claim, results)]
-    for claim, rule, numbers in measured:
-        printed = [paper_value(reference) for reference in claim.paper]
-        near += _judge(rule, {key: Number(number.value) for key, number in numbers.items()}, printed) is True
-        inside += _judge(replace(rule, points=0.0), numbers, printed) is True
+    """In words: how many of the paper's cells lie near to the authors' responses, or in their intervals."""
+    rows = []
+    for claim in all_claims():
+        for rule, numbers, *_ in _measured(claim, results) if claim.kind == "cell" else ():
+            printed = [paper_value(reference) for reference in claim.paper]
+            near = _judge(rule, {key: Number(number.value) for key, number in numbers.items()}, printed) is True
+            rows.append((rule.ours, near, _judge(replace(rule, points=0.0), numbers, printed) is True))
+    cells = pd.DataFrame(rows, columns=["rate", "near", "inside"])
+    once = cells.drop_duplicates("rate")
     return (
-        f"Of the {len(measured)} cells with released responses, {near} differ from the paper by at most "
-        f"{CELL_POINTS:g} points, and in {inside} the paper's value lies within our interval itself."
+        f"Of the {len(cells)} cells with released responses, {cells.near.sum()} differ from the paper by at most "
+        f"{CELL_POINTS:g} points, and in {cells.inside.sum()} the paper's value lies within our interval itself. The "
+        f"paper prints some rates in several tables; each counted once, it is {once.near.sum()} and "
+        f"{once.inside.sum()} of {len(once)}."
     )
 
 

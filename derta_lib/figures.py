@@ -28,6 +28,7 @@ from derta_lib.style import (
     methods_in,
     percent_axis,
     row_axes,
+    spread,
     text_colour,
 )
 
@@ -107,7 +108,7 @@ def refusal_by_position_alt(frame: pd.DataFrame) -> str:
         )
 
     return (
-        "Curves of the mean probability that the next token starts a refusal, by how much of a harmful response "
+        "Curves of the mean probability of the refusal token, the first of “Sorry”, by how much of a harmful response "
         f"stands before it. {_each_method(frame, say)}."
     )
 
@@ -122,7 +123,7 @@ def refusal_by_position(frame: pd.DataFrame) -> Figure:
     axes.set(xlim=(0, max(float(frame["position"].max()), 1)), ylim=(-0.02, 1.02))
     axes.set_xlabel("tokens of the harmful response already written (t − 1)")
     percent_axis(axes.yaxis)
-    axes.set_title("Probability that the next token starts a refusal")
+    axes.set_title("Probability of the refusal token, the first of “Sorry”")
     _curves(axes, frame, "mean")
     return figure
 
@@ -199,7 +200,19 @@ def trade_off(frame: pd.DataFrame) -> Figure:
     axes.set_title("Lower left is better")
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
-    end_labels(axes, list(frame[["label", "method", "benign", "asr"]].itertuples(index=False, name=None)))
+    # beside its own point, at a height of its own: points without successes share theirs
+    for (_, row), level in zip(frame.iterrows(), spread(frame["asr"] + 0.05, 0.07, 0.05, 1.0), strict=True):
+        right = row["benign"] < 0.8
+        axes.annotate(
+            row["label"],
+            (row["benign"], row["asr"]),
+            xytext=(row["benign"] + (0.02 if right else -0.02), level),
+            ha="left" if right else "right",
+            va="center",
+            color=text_colour(row["method"]),
+            weight="bold",
+            arrowprops={"arrowstyle": "-", "color": METHODS[row["method"]].colour, "lw": 0.8, "shrinkA": 0},
+        )
     return figure
 
 
@@ -279,8 +292,8 @@ def compare_to_paper(frame: pd.DataFrame) -> Figure:
         style = METHODS[row["method"]]
         axes.text(-0.40, level, text, va="center", size=9.5)
         axes.plot([row["low"], row["high"]], [level, level], color=style.colour, lw=2)
-        axes.plot(row["value"], level, style.marker, color=style.colour, ms=6, mec="white", mew=0.6)
-        axes.plot(row["paper"], level, "o", mfc="none", mec=INK, ms=9, mew=1.3)
+        axes.plot(row["value"], level, style.marker, color=style.colour, ms=7, mec="white", mew=0.6)
+        axes.plot(row["paper"], level, "o", mfc="none", mec=INK, ms=10, mew=1.2)
     row_axes(axes, len(rows), (-0.44, 1.03))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_xlabel("attack success: ring = paper, filled = ours")

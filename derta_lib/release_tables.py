@@ -107,11 +107,12 @@ def nearer(table: pd.DataFrame) -> tuple[int, int]:
 
 
 def disagreement(responses: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Which kinds of response the difference from the paper can be about: attack, we_say, excess, kind, responses.
+    """Which kinds of response the difference from the paper can be about: attack, we_say, excess, kind, share.
 
     A cell with more success than the paper's holds at least |difference| x n responses that people called safe and
     the judge unsafe (`we_say` "unsafe"; the other way round "safe"). `excess` sums these over an attack's cells;
-    `responses` counts, by kind, the responses of those cells that have this verdict and so can be among them.
+    `share`, in percent, is each kind's among the responses of those cells that have this verdict and so can be among
+    them, where a cell counts by its own excess.
     """
     keyed = table.dropna(subset=["paper", "asr"]).set_index(CELL)
     joined = responses.merge(keyed["difference"].reset_index(), on=CELL).dropna(subset="unsafe")
@@ -120,10 +121,12 @@ def disagreement(responses: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
         for unsafe, word in ((True, "unsafe"), (False, "safe")):
             sign = 1 if unsafe else -1
             part = joined[(joined["attack"] == attack) & (sign * joined["difference"] > 0)]
-            excess = round(float((part["difference"].abs() / 100).sum()))
-            counts = part[part["unsafe"] == unsafe]["kind"].value_counts()
-            rows += [(attack, word, excess, kind, int(count)) for kind, count in counts.items() if excess]
-    return pd.DataFrame(rows, columns=["attack", "we_say", "excess", "kind", "responses"])
+            of_cell = part.groupby(CELL)["difference"].transform("sum").abs() / 100
+            said = part.assign(excess=of_cell)[part["unsafe"] == unsafe]
+            each = said["excess"] / said.groupby(CELL)["excess"].transform("size")
+            excess, kinds = round(float(each.sum())), each.groupby(said["kind"]).sum().sort_values(ascending=False)
+            rows += [(attack, word, excess, kind, 100 * value / each.sum()) for kind, value in kinds.items() if excess]
+    return pd.DataFrame(rows, columns=["attack", "we_say", "excess", "kind", "share"])
 
 
 def differences(responses: pd.DataFrame, model: str, method: str, baseline: str, seed: int = 0) -> pd.DataFrame:

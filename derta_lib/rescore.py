@@ -49,7 +49,8 @@ class Scores:
     def says(self) -> str:
         """One sentence on where the figures come from."""
         missing = "The authors' release was not given (parameter release_dir)"
-        return _says(self, missing, "Scored from the authors' release")
+        of = f" They are of the files at commit {COMMIT[:7]} of the authors' repository." if self.kept else ""
+        return _says(self, missing, "Scored from the authors' release") + of
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Claims(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         frame = claims.ledger(_results(self))
         shown: list[nodes.Node] = []
-        for where, group in frame[frame["kind"] == "statement"].groupby("where", sort=False):
+        for where, group in frame[frame["kind"] != "cell"].groupby("where", sort=False):
             shown.append(nodes.rubric("", str(where)))
             shown += [_card(row) for row in group.to_dict("records")]
         cells = [

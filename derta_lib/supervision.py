@@ -25,8 +25,8 @@ class Preset:
     """How the two terms are weighed and where the two meet.
 
     `keep`: share of RTO sites kept, and `weight`: λ. `mean` is the loss's denominator: 'mle' counts MLE sites
-    (then kept RTO sites weigh λ / keep: an unbiased estimate of λ times equation 2's sum), 'sites' counts every
-    site with weight 1 (the authors' token mean). `glued` takes the bare refusal token in every context.
+    (then kept RTO sites weigh λ / keep: an unbiased estimate of λ times equation 2's sum, but for a fork that MLE has),
+    'sites' counts every site with weight 1 (the authors' token mean). `glued` takes the bare refusal token everywhere.
     `both_at_fork` leaves RTO's target at position k, where MLE asks for r's first token: two targets for one
     context. The default gives that context to MLE alone. Raises UsageError for numbers that no loss could have.
     """

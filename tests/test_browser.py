@@ -195,7 +195,7 @@ def test_explorer_works_by_mouse(page):
     assert text(page, '[data-method="derta"] .says') == "Sorry, said by derta. [16]"
     assert text(page, '[data-method="vanilla"] .says') == "Sorry, said by vanilla. [16]"
     p = demo_data()["queries"][1]["runs"]["derta"]["p"][16]
-    assert f"P(refusal) after 16 tokens: {round(100 * p)} %" in text(page, '[data-method="derta"] .chance')
+    assert f"P(“Sorry”) after 16 tokens: {round(100 * p)} %" in text(page, '[data-method="derta"] .chance')
     assert page.switch_to.active_element.get_attribute("data-index") == "15"
     assert text(page, "[role=status]").startswith("After 16 tokens of the harmful response: ")
     page.find_element("css selector", 'input[value="base"]').click()

@@ -144,7 +144,9 @@ def test_verdicts_change_when_the_results_file_is_altered(tmp_path):
     assert last["derta-pair"] == NOT_REPRODUCED
     assert last["table_2_llama3-70b_derta_pair"] == REPRODUCED
     counts = claims.summary(results.load(path)).set_index("verdict")
-    assert counts["statement"].sum() + counts["cell"].sum() == len(claims.all_claims())
+    [question] = [claim for claim in claims.all_claims() if claim.kind == "question"]
+    assert not question.paper
+    assert counts["statement"].sum() + counts["cell"].sum() + 1 == len(claims.all_claims())
     assert counts.loc[REPRODUCED, "cell"] >= 1
 
 
@@ -217,8 +219,23 @@ def test_how_near_the_cells_lie_is_counted_by_hand():
     far = claims.closeness({key: Number(printed + 0.06, low=printed - 0.01, high=printed + 0.1)})
     assert far.startswith(f"Of the {len(of)} cells with released responses, 0 differ")
     assert f"in {len(of)} the paper's value lies within" in far
+    assert len(of) > 1
+    assert far.endswith("each counted once, it is 0 and 1 of 1.")
     just = claims.closeness({key: Number(printed + 0.05, low=printed - 0.01, high=printed + 0.1)})
     assert f"responses, {len(of)} differ" in just
     near = claims.closeness({key: Number(printed + 0.04, low=printed + 0.01, high=printed + 0.1)})
     assert f"responses, {len(of)} differ" in near
     assert "in 0 the paper's value lies within" in near
+
+
+def test_a_group_that_the_results_hold_is_taken_as_it_stands() -> None:
+    """Two attacks, 1 and 3 of 10: their average has the mean of their bounds, a pooled rate its own."""
+    [claim] = [claim for claim in claims.all_claims() if claim.id == "rto-black-box"]
+    results = {f"asr/{m}/{a}": rate(k, 10) for m in ("rto", "vanilla") for a, k in (("codeattack", 1), ("pair", 3))}
+    frame = claims.ledger(results).set_index("id")
+    assert frame.loc[claim.id, "ours"].startswith("asr/rto/{black-box}: 20.0 % [")
+    pooled = {f"asr/{m}/{{black-box}}": rate(k, 200) for m, k in (("rto", 10), ("vanilla", 100))}
+    assert frame.loc[claim.id, "verdict"] == NOT_TESTED
+    held = claims.ledger(results | pooled).set_index("id").loc[claim.id]
+    assert held["verdict"] == SAME_DIRECTION
+    assert f"asr/rto/{{black-box}}: {rate(10, 200)}" in held["ours"]

@@ -329,7 +329,8 @@ def test_kinds_say_what_a_response_looks_like(scores: Scores) -> None:
     assert set(kinds["JailbreakChat"]) == {"content, then a refusal", "refusal at once", "numbered steps"}
     table = release_tables.disagreement(scores.responses, release_tables.cells(scores.responses))
     role = table[(table["attack"] == "JailbreakChat") & (table["we_say"] == "unsafe")]
-    assert role[["excess", "kind", "responses"]].values.tolist() == [[1, "numbered steps", 3]]
+    assert role[["excess", "kind"]].values.tolist() == [[1, "numbered steps"]]
+    assert role["share"].tolist() == pytest.approx([100])
 
 
 def test_kept_figures_come_back_without_text(scores: Scores, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -493,3 +494,23 @@ def test_the_real_release() -> None:
     assert spread.loc["all but PAIR", "cells"] == 42
     assert spread.loc["all but PAIR", "judge"] < spread.loc["all but PAIR", "keywords"]
     assert 9 < spread.loc["all but PAIR", "keywords"] < 11
+
+
+def test_kinds_are_weighed_by_the_excess_of_their_cells() -> None:
+    """Two cells above the paper's, by hand: 2 of 10 too many unsafe, of which half have steps; 1 of 10, all prose."""
+    rows = [
+        ("M", method, "AutoDAN", unsafe, kind)
+        for method, count, kinds in (("vanilla", 10, ["numbered steps", "prose"] * 2), ("derta", 10, ["prose"] * 3))
+        for unsafe, kind in [(True, kind) for kind in kinds] + [(False, "refusal at once")] * (count - len(kinds))
+    ]
+    responses = pd.DataFrame(rows, columns=[*CELL, "unsafe", "kind"]).astype({"unsafe": "boolean"})
+    table = pd.DataFrame(
+        [("M", "vanilla", "AutoDAN", 20.0, 40.0, 20.0), ("M", "derta", "AutoDAN", 20.0, 30.0, 10.0)],
+        columns=[*CELL, "paper", "asr", "difference"],
+    )
+    found = release_tables.disagreement(responses, table)
+    assert found[["we_say", "excess", "kind"]].values.tolist() == [
+        ["unsafe", 3, "prose"],
+        ["unsafe", 3, "numbered steps"],
+    ]
+    assert found["share"].tolist() == pytest.approx([200 / 3, 100 / 3])

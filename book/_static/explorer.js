@@ -35,7 +35,7 @@
     });
     const depthLabel = element("label", { htmlFor: "explorer-depth" });
     const asked = element("p", { className: "query" });
-    const scale = element("p", { className: "scale" }, "P(refusal starts here): ");
+    const scale = element("p", { className: "scale" }, "P(“Sorry” starts here): ");
     for (const value of [0, 0.25, 0.5, 0.75, 1]) scale.append(swatch(element("span"), value, ` ${value * 100} % `));
     const status = element("p", { className: "status", role: "status", "aria-live": "polite" });
     const panels = element("div", { className: "panels" });
@@ -70,14 +70,14 @@
 
     function say(label, name, index) {
       status.textContent = `${label}, token ${index + 1} of ${query().tokens.length}, ` +
-        `“${spoken(query().tokens[index])}”: ${percent(query().runs[name].p[index])} that a refusal starts here instead`;
+        `“${spoken(query().tokens[index])}”: ${percent(query().runs[name].p[index])} that “Sorry” starts here instead`;
     }
 
     function panel({ name, label }) {
       const { tokens, depths, runs } = query();
       const depth = depths[state.depth];
       const strip = element("div", { className: "tokens", role: "listbox", "aria-orientation": "horizontal" });
-      strip.setAttribute("aria-label", `${label}: tokens of the harmful response by P(refusal)`);
+      strip.setAttribute("aria-label", `${label}: tokens of the harmful response by P(“Sorry”)`);
       tokens.forEach((token, index) => {
         const item = element("span", { role: "option", tabIndex: index === state.token ? 0 : -1 });
         item.className = [index >= depth ? "later" : "", index === depth ? "fork" : ""].join(" ");
@@ -113,7 +113,7 @@
       const box = element("section", { className: "panel" },
         element("h3", { textContent: label }), strip,
         element("p", { className: "chance",
-          textContent: `P(refusal) after ${depth} tokens: ${chance(name, depth)}. It goes on:` }),
+          textContent: `P(“Sorry”) after ${depth} tokens: ${chance(name, depth)}. It goes on:` }),
         element("p", { className: "says", tabIndex: 0, textContent: runs[name].goes_on[state.depth] || "(nothing)" }));
       box.querySelector(".says").setAttribute("aria-label", `What ${label} says after ${depth} tokens`);
       box.querySelector(".says").setAttribute("role", "region");
