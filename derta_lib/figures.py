@@ -24,7 +24,6 @@ from derta_lib.style import (
     canvas,
     end_labels,
     in_words,
-    ink_on,
     methods_in,
     percent_axis,
     row_axes,
@@ -150,7 +149,7 @@ def attack_heatmap(frame: pd.DataFrame) -> Figure:
         if np.isnan(value := grid[row, column]):
             axes.text(column, row, "not run", ha="center", va="center", size=8, color="#5f5f5f")
             continue
-        ink = ink_on(colours(value))
+        ink = "white" if value >= 0.75 else INK  # whichever stands out more from the colour
         axes.text(column, row - 0.22, f"{value * 100:.0f}", ha="center", va="center", color=ink, weight="bold")
         low, high, n = (each[row, column] for each in about)
         for place, said in ((0.1, f"{low * 100:.0f} to {high * 100:.0f}"), (0.33, f"n = {n:.0f}")):
@@ -178,10 +177,7 @@ def trade_off_alt(frame: pd.DataFrame) -> str:
     return f"Points of attack success against refusal of benign twins, lower left is better. {said}."
 
 
-@book_figure(
-    ("label", "method", "benign", "benign_low", "benign_high", "asr", "asr_low", "asr_high"),
-    trade_off_alt,
-)
+@book_figure(("label", "method", "benign", "benign_low", "benign_high", "asr", "asr_low", "asr_high"), trade_off_alt)
 def trade_off(frame: pd.DataFrame) -> Figure:
     """Safety against over-refusal: a point a recipe with an interval in both directions.
 
@@ -205,8 +201,7 @@ def trade_off(frame: pd.DataFrame) -> Figure:
 
 def rates_alt(frame: pd.DataFrame, what: str) -> str:
     parts = []
-    for attack in dict.fromkeys(frame["attack"]):
-        rows = frame[frame["attack"] == attack].set_index("method")
+    for attack, rows in frame.set_index("method").groupby("attack", sort=False):
         said = ", ".join(f"{METHODS[name].label} {_interval(rows.loc[name])}" for name in METHODS if name in rows.index)
         parts.append(f"{in_words(attack)}: {said}")
     return f"Points with 95 % intervals: {what}, by attack. {'; '.join(parts)}."
@@ -220,8 +215,7 @@ def rates(frame: pd.DataFrame, what: str) -> Figure:
     """
     methods_in(frame)
     rows: list[tuple[str, pd.Series | None]] = []
-    for attack in dict.fromkeys(frame["attack"]):
-        group = frame[frame["attack"] == attack].set_index("method")
+    for attack, group in frame.set_index("method").groupby("attack", sort=False):
         rows += [(attack, None)] + [(name, group.loc[name]) for name in METHODS if name in group.index]
     figure, (axes,) = canvas(0.9 + 0.21 * len(rows))
     for level, (name, row) in enumerate(rows):
@@ -266,10 +260,10 @@ def compare_to_paper(frame: pd.DataFrame) -> Figure:
     Columns: group (the model), method, attack, paper, value, low, high (all 0 to 1); n if known.
     """
     rows: list[tuple[str, pd.Series | None]] = []
-    for group in dict.fromkeys(frame["group"]):
-        for name in methods_in(frame[frame["group"] == group]):
-            part = frame[(frame["group"] == group) & (frame["method"] == name)]
-            rows += [(f"{group}, {METHODS[name].label}", None)] + [(row["attack"], row) for _, row in part.iterrows()]
+    for group, part in frame.groupby("group", sort=False):
+        for name in methods_in(part):
+            rows.append((f"{group}, {METHODS[name].label}", None))
+            rows += [(row["attack"], row) for _, row in part[part["method"] == name].iterrows()]
     figure, (axes,) = canvas(0.8 + 0.2 * len(rows))
     for level, (text, row) in enumerate(rows):
         if row is None:
@@ -289,9 +283,9 @@ def compare_to_paper(frame: pd.DataFrame) -> Figure:
 
 def training_curves_alt(frame: pd.DataFrame) -> str:
     parts = []
-    for term in dict.fromkeys(frame["term"]):
-        for name in methods_in(frame[frame["term"] == term]):
-            rows = frame[(frame["term"] == term) & (frame["method"] == name)].sort_values("step")
+    for term, part in frame.groupby("term", sort=False):
+        for name in methods_in(part):
+            rows = part[part["method"] == name].sort_values("step")
             first, last = rows.iloc[0], rows.iloc[-1]
             parts.append(
                 f"{METHODS[name].label}, {term}: {first['loss']:.2f} at step {first['step']:.0f}, "
@@ -309,16 +303,9 @@ def training_curves(frame: pd.DataFrame) -> Figure:
     terms = list(dict.fromkeys(frame["term"]))
     figure, panels = canvas(0.5 + 2.1 * len(terms), len(terms))
     for axes, term in zip(panels, terms, strict=True):
-        part, ends = frame[frame["term"] == term], []
-        for name in methods_in(part):
-            rows = part[part["method"] == name].sort_values("step")
-            axes.plot(rows["step"], rows["loss"], color=METHODS[name].colour, lw=1.8)
-            ends.append((METHODS[name].label, name, float(rows["step"].iloc[-1]), float(rows["loss"].iloc[-1])))
-        axes.set(
-            title=f"{term} (nats a token)",
-            ylim=(0, None),
-            xlim=(float(frame["step"].min()), float(frame["step"].max())),
-        )
-        end_labels(axes, ends)
+        part = frame[frame["term"] == term].rename(columns={"step": "position"})
+        axes.set(title=f"{term} (nats a token)", ylim=(0, 1.05 * part["loss"].max()))
+        axes.set_xlim(frame["step"].min(), frame["step"].max())
+        _curves(axes, part, "loss")
     panels[-1].set_xlabel("optimiser step")
     return figure

@@ -119,13 +119,6 @@ def in_words(name: object) -> str:
     return METHODS[str(name)].label if name in METHODS else (ATTACKS | paper.WORDS).get(str(name), str(name))
 
 
-def ink_on(colour: Any) -> str:
-    """White or the book's ink, whichever stands out more from a background."""
-    shares = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(colour)]
-    luminance = float(np.dot((0.2126, 0.7152, 0.0722), shares))
-    return "white" if luminance < 0.19 else INK
-
-
 def methods_in(frame: pd.DataFrame) -> list[str]:
     """Methods of the frame in the fixed order of the book."""
     present = set(frame["method"])
@@ -157,6 +150,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
     """Write each (text, method, x, y) in the right margin, moved apart where texts would meet, with a line to it."""
     low, high = axes.get_ylim()
     levels = spread([y for *_, y in ends], 0.07 * (high - low) * 250 / (axes.get_window_extent().height), low, high)
+    line = {"arrowstyle": "-", "ls": ":", "lw": 0.8, "shrinkA": 0, "shrinkB": 0}
     for (text, method, x, y), level in zip(ends, levels, strict=True):
         axes.annotate(
             text,
@@ -167,14 +161,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
             color=text_colour(method),
             weight="bold",
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": METHODS[method].colour,
-                "lw": 0.8,
-                "ls": ":",
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
+            arrowprops=line | {"color": METHODS[method].colour},
         )
 
 
