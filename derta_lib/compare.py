@@ -28,13 +28,7 @@ from derta_lib.stats import LEVEL, combine, difference
 MUST_AGREE = ("model", "behaviours", "max_new_tokens")
 """Parameters that decide what is measured, in every notebook that has them; data count by their hashes."""
 
-BETTER = {
-    "asr": -1,
-    "benign_refusal": -1,
-    "fluent": 1,
-    "recovers": 1,
-    "helpfulness": 1,
-}
+BETTER = {"asr": -1, "benign_refusal": -1, "fluent": 1, "recovers": 1, "helpfulness": 1}
 """Metrics that can get worse, wherever they stand in a key: -1 where lower is better."""
 
 
