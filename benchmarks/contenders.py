@@ -89,9 +89,9 @@ def base_model(name: str, device: str) -> Any:
     """A model by name, in DTYPE on the device; `llama3-8b` has LLaMA-3's shape and random weights."""
     if name != LLAMA3_8B:
         return load_model(name).to(device)
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    config: Any = LlamaConfig(
+    config = LlamaConfig(
         vocab_size=128_256,
         hidden_size=4096,
         intermediate_size=14_336,
@@ -103,12 +103,7 @@ def base_model(name: str, device: str) -> Any:
         tie_word_embeddings=False,
     )
     with torch.device(device):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(DTYPE)
-        try:
-            return LlamaForCausalLM(config)
-        finally:
-            torch.set_default_dtype(before)
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPE)
 
 
 def twin(model: Any) -> Any:
@@ -197,10 +192,6 @@ def trl(model: Any, work: Sequence[Work]) -> Step:
     return step
 
 
-def ours(model: Any, work: Sequence[Work], preset: str = "paper") -> Step:
-    return step_on(training.prepare(model, RECIPE), [list(getattr(each, preset)) for each in work])
-
-
 def step_on(model: Any, groups: Sequence[Sequence[Row]]) -> Step:
     """Our step of a prepared model; as in training, the packs are made in each, and on a CPU one for each core."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -222,15 +213,16 @@ def step_on(model: Any, groups: Sequence[Sequence[Row]]) -> Step:
 
 
 def make(name: str, model: Any, work: Sequence[Work]) -> Step:
-    match name:
-        case "authors":
-            return authors(model, work)
-        case "trl":
-            return trl(model, work)
-        case "ours":
-            return ours(model, work)
-        case _:
-            return ours(model, work, "fixed")
+    if name == "authors":
+        return authors(model, work)
+    if name == "trl":
+        return trl(model, work)
+    return step_on(training.prepare(model, RECIPE), groups_of(name, work))
+
+
+def groups_of(name: str, work: Sequence[Work]) -> list[list[Row]]:
+    """Rows of each triple under the preset of a method."""
+    return [list(each.fixed if name == "ours_fixed" else each.paper) for each in work]
 
 
 @dataclass(frozen=True)
@@ -243,7 +235,7 @@ class Size:
 
 
 def size_of(name: str, work: Sequence[Work]) -> Size:
-    rows = [list(each.fixed if name == "ours_fixed" else each.paper) for each in work]
+    rows = groups_of(name, work)
     if name in ("authors", "trl"):
         flat = [row for group in rows for row in (group if name == "authors" else group[:1])]
         return Size(
@@ -262,12 +254,10 @@ def flops(model: Any, size: Size) -> float:
     own gradients as well), d: width of all query heads together, h: hidden width, V: vocabulary. Nothing that is made
     again, and no padding, counts.
     """
-    config = model.config
-    decoder = model.get_decoder()
-    linear = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, torch.nn.Linear))
-    adapter = sum(
-        RECIPE.lora_rank * (m.in_features + m.out_features) for m in decoder.modules() if isinstance(m, torch.nn.Linear)
-    )
+    config, decoder = model.config, model.get_decoder()
+    layers = [module for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
+    linear = sum(layer.weight.numel() for layer in layers)
+    adapter = RECIPE.lora_rank * sum(layer.in_features + layer.out_features for layer in layers)
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
