@@ -172,9 +172,8 @@ def _coerce(type_: str, value: Any) -> Value:
 
 
 def _scalar(type_: str, value: Any) -> Any:
-    text = value.strip().lower() if isinstance(value, str) else None
-    if type_ == "bool" and (isinstance(value, bool) or text in ("true", "false")):
-        return value if isinstance(value, bool) else text == "true"
+    if type_ == "bool" and (text := str(value).strip().lower()) in ("true", "false"):
+        return text == "true"
     if type_ == "str" and isinstance(value, str):
         return value
     if type_ in ("int", "float") and isinstance(value, int | float | str) and not isinstance(value, bool):
