@@ -79,8 +79,8 @@ def svg(figure: Figure) -> str:
     return out.getvalue()
 
 
-def book_figure(needs: Sequence[str], alt: Callable[..., str]) -> Callable:
-    """Check the frame, draw in the book's style, and attach the text alternative."""
+def book_figure(*needs: str) -> Callable:
+    """Check that the frame has rows and the columns `needs`, and draw in the book's style."""
 
     def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @wraps(draw)
@@ -92,9 +92,7 @@ def book_figure(needs: Sequence[str], alt: Callable[..., str]) -> Callable:
             if frame.empty:
                 raise DertaError(f"{draw.__name__}: the frame is empty, so there is nothing to draw.")
             with matplotlib.rc_context(STYLE):
-                figure = draw(frame, *words)
-            figure.set_label(alt(frame, *words))
-            return figure
+                return draw(frame, *words)
 
         return drawn
 
