@@ -230,9 +230,7 @@ def published_notebook(executed: Path, declared: Mapping[str, Parameter], folder
             cell.metadata["tags"] = [*tags, "remove-cell"]  # still in the notebook that a reader downloads
             cell.source = re.sub(rf"^{RUN_DIR} = .*\n?", "", cell.source, flags=re.MULTILINE)
         if "parameters" in tags:
-            table = nbformat.v4.new_markdown_cell(_parameter_table(used, declared))
-            table["id"] = "parameters-table"
-            cells.append(table)
+            cells.append(nbformat.v4.new_markdown_cell(_parameter_table(used, declared), id="parameters-table"))
         cells.append(cell)
     notebook.cells = cells
     return nbformat.writes(notebook) + "\n"
