@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from derta_lib import lora, loss, training, tree
 from derta_lib.chat import chat_of
 from derta_lib.corpus import concord
-from derta_lib.data import Triple
 from derta_lib.models import REFERENCE, load_model, load_tokenizer
 from derta_lib.supervision import PRESETS, Encoder
 from derta_lib.tree import Row
@@ -44,18 +43,12 @@ class Work:
 
 def corpus_work(count: int) -> list[Work]:
     """The first triples of the Concord corpus in the reference tokenizer, whatever the model."""
-    return work_of(concord(0).triples[:count])
-
-
-def work_of(triples: Sequence[Triple]) -> list[Work]:
     chat = chat_of(load_tokenizer(REFERENCE))
     encoders = [Encoder(chat, "derta", PRESETS[name], 4096) for name in ("paper-lora", "fixed")]
-
-    def rows(encoder: Encoder, triple: Triple) -> tuple[Row, Row]:
-        first, second = encoder.rows(triple, f"bench/{triple.id}")
-        return first, second
-
-    return [Work(*(rows(encoder, triple) for encoder in encoders)) for triple in triples]
+    return [
+        Work(*(tuple(encoder.rows(triple, f"bench/{triple.id}")) for encoder in encoders))
+        for triple in concord(0).triples[:count]
+    ]
 
 
 def synthetic_tokens(harmful: int) -> int:

@@ -236,12 +236,11 @@ def _faster() -> str:
 
 
 def load_model(model: str, dtype: str | None = None) -> Any:
-    """A causal language model in eval mode; a LoRA checkpoint is merged into its base (which may be one) in fp32.
+    """A causal language model in eval mode, in `precision` unless `dtype` is given.
 
-    `dtype` is `precision` unless it is given.
-
-    Only safetensors are read and no remote code is run. Raises DertaError or UsageError in one sentence, also for a
-    folder that lacks some of the weights, where transformers and PEFT would go on with random ones.
+    A LoRA checkpoint is merged into its base (which may be one) in fp32. Only safetensors are read and no remote code
+    is run. Raises DertaError or UsageError in one sentence, also for a folder that lacks some of the weights, where
+    transformers and PEFT would go on with random ones.
     """
     import torch
 
