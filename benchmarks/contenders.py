@@ -37,8 +37,8 @@ MIXED = DTYPE is torch.bfloat16
 class Work:
     """A triple as tokens, under each preset: its MLE row (r behind q and r̂_{<k}) and its RTO row (q and r̂)."""
 
-    paper: tuple[Row, Row]
-    fixed: tuple[Row, Row]
+    paper: tuple[Row, ...]
+    fixed: tuple[Row, ...]
 
 
 def corpus_work(count: int) -> list[Work]:

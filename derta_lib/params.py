@@ -104,11 +104,9 @@ def resolve(
 def check_values(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
     """Raise UsageError for a value of another type than its annotation: papermill alone checks none."""
     for name, declared in annotations.items():
-        if name not in values:
-            continue
         type_ = declared.__name__ if isinstance(declared, type) else str(declared)
         try:
-            right = _coerce(type_, values[name]) == values[name]
+            right = name not in values or _coerce(type_, values[name]) == values[name]
         except ValueError:
             right = False
         if not right:
