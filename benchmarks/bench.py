@@ -11,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -164,38 +164,32 @@ def attention_on(model: Any, groups: Sequence[Sequence[tree.Row]]) -> Callable[[
 def memory(model: str, base: Any, device: str, triples: int) -> Results:
     """Peak memory of a few steps of each contender alone: resident set of its process, or allocated on the GPU."""
     found: Results = {}
-    peaks = allocated(base, triples) if device == "cuda" else resident(model, triples)
-    for name, (peak, loaded) in peaks:
+    for name in contenders.NAMES:
+        peak, loaded = allocated(name, base, triples) if device == "cuda" else resident(name, model, triples)
         found[f"train/{name}/peak_memory"] = Number(peak / 2**20, "MiB", 1)
         found[f"train/{name}/over_model"] = Number((peak - loaded) / 2**20, "MiB", 1)
+        gc.collect()  # what the contender has left on the GPU
     return found
 
 
-Peaks = Iterator[tuple[str, tuple[int, int]]]
-"""Each contender with the bytes it holds at most, and those with its model loaded."""
+def resident(name: str, model: str, triples: int) -> tuple[int, int]:
+    """Bytes that a contender alone in its process holds at most, and those with its model loaded."""
+    command = [sys.executable, "-m", "benchmarks.alone", name, model, str(triples)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    if done.returncode:
+        raise DertaError(f"The memory of '{name}' could not be measured: {done.stderr.strip().splitlines()[-1]}.")
+    told = json.loads(done.stdout.splitlines()[-1])
+    return told["peak"], told["loaded"]
 
 
-def resident(model: str, triples: int) -> Peaks:
-    for name in contenders.NAMES:
-        command = [sys.executable, "-m", "benchmarks.alone", name, model, str(triples)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], env=os.environ)
-        if done.returncode:
-            raise DertaError(f"The memory of '{name}' could not be measured: {done.stderr.strip().splitlines()[-1]}.")
-        told = json.loads(done.stdout.splitlines()[-1])
-        yield name, (told["peak"], told["loaded"])
-
-
-def allocated(base: Any, triples: int) -> Peaks:
-    work = contenders.corpus_work(triples)
-    for name in contenders.NAMES:
-        step = contenders.make(name, contenders.twin(base), work)
-        torch.cuda.reset_peak_memory_stats()
-        loaded = torch.cuda.memory_allocated()
-        for _ in range(STEPS):
-            step()
-        yield name, (torch.cuda.max_memory_allocated(), loaded)
-        del step
-        gc.collect()
+def allocated(name: str, base: Any, triples: int) -> tuple[int, int]:
+    """As `resident`, of the GPU's memory."""
+    step = contenders.make(name, contenders.twin(base), contenders.corpus_work(triples))
+    torch.cuda.reset_peak_memory_stats()
+    loaded = torch.cuda.memory_allocated()
+    for _ in range(STEPS):
+        step()
+    return torch.cuda.max_memory_allocated(), loaded
 
 
 def attack_prompts(target: LocalTarget, crafts: int) -> list[list[int]]:

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from derta_lib import lora, loss, training, tree
 from derta_lib.chat import chat_of
 from derta_lib.corpus import concord
-from derta_lib.data import Triple
 from derta_lib.models import REFERENCE, load_model, load_tokenizer
 from derta_lib.supervision import PRESETS, Encoder
 from derta_lib.tree import Row
@@ -38,24 +37,18 @@ MIXED = DTYPE is torch.bfloat16
 class Work:
     """A triple as tokens, under each preset: its MLE row (r behind q and r̂_{<k}) and its RTO row (q and r̂)."""
 
-    paper: tuple[Row, Row]
-    fixed: tuple[Row, Row]
+    paper: tuple[Row, ...]
+    fixed: tuple[Row, ...]
 
 
 def corpus_work(count: int) -> list[Work]:
     """The first triples of the Concord corpus in the reference tokenizer, whatever the model."""
-    return work_of(concord(0).triples[:count])
-
-
-def work_of(triples: Sequence[Triple]) -> list[Work]:
     chat = chat_of(load_tokenizer(REFERENCE))
     encoders = [Encoder(chat, "derta", PRESETS[name], 4096) for name in ("paper-lora", "fixed")]
-
-    def rows(encoder: Encoder, triple: Triple) -> tuple[Row, Row]:
-        first, second = encoder.rows(triple, f"bench/{triple.id}")
-        return first, second
-
-    return [Work(*(rows(encoder, triple) for encoder in encoders)) for triple in triples]
+    return [
+        Work(*(tuple(encoder.rows(triple, f"bench/{triple.id}")) for encoder in encoders))
+        for triple in concord(0).triples[:count]
+    ]
 
 
 def synthetic_tokens(harmful: int) -> int:
@@ -89,9 +82,9 @@ def base_model(name: str, device: str) -> Any:
     """A model by name, in DTYPE on the device; `llama3-8b` has LLaMA-3's shape and random weights."""
     if name != LLAMA3_8B:
         return load_model(name).to(device)
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
-    config: Any = LlamaConfig(
+    config = LlamaConfig(
         vocab_size=128_256,
         hidden_size=4096,
         intermediate_size=14_336,
@@ -103,12 +96,7 @@ def base_model(name: str, device: str) -> Any:
         tie_word_embeddings=False,
     )
     with torch.device(device):
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(DTYPE)
-        try:
-            return LlamaForCausalLM(config)
-        finally:
-            torch.set_default_dtype(before)
+        return AutoModelForCausalLM.from_config(config, dtype=DTYPE)
 
 
 def twin(model: Any) -> Any:
@@ -197,10 +185,6 @@ def trl(model: Any, work: Sequence[Work]) -> Step:
     return step
 
 
-def ours(model: Any, work: Sequence[Work], preset: str = "paper") -> Step:
-    return step_on(training.prepare(model, RECIPE), [list(getattr(each, preset)) for each in work])
-
-
 def step_on(model: Any, groups: Sequence[Sequence[Row]]) -> Step:
     """Our step of a prepared model; as in training, the packs are made in each, and on a CPU one for each core."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -222,15 +206,16 @@ def step_on(model: Any, groups: Sequence[Sequence[Row]]) -> Step:
 
 
 def make(name: str, model: Any, work: Sequence[Work]) -> Step:
-    match name:
-        case "authors":
-            return authors(model, work)
-        case "trl":
-            return trl(model, work)
-        case "ours":
-            return ours(model, work)
-        case _:
-            return ours(model, work, "fixed")
+    if name == "authors":
+        return authors(model, work)
+    if name == "trl":
+        return trl(model, work)
+    return step_on(training.prepare(model, RECIPE), groups_of(name, work))
+
+
+def groups_of(name: str, work: Sequence[Work]) -> list[list[Row]]:
+    """Rows of each triple under the preset of a method."""
+    return [list(each.fixed if name == "ours_fixed" else each.paper) for each in work]
 
 
 @dataclass(frozen=True)
@@ -243,7 +228,7 @@ class Size:
 
 
 def size_of(name: str, work: Sequence[Work]) -> Size:
-    rows = [list(each.fixed if name == "ours_fixed" else each.paper) for each in work]
+    rows = groups_of(name, work)
     if name in ("authors", "trl"):
         flat = [row for group in rows for row in (group if name == "authors" else group[:1])]
         return Size(
@@ -262,12 +247,10 @@ def flops(model: Any, size: Size) -> float:
     own gradients as well), d: width of all query heads together, h: hidden width, V: vocabulary. Nothing that is made
     again, and no padding, counts.
     """
-    config = model.config
-    decoder = model.get_decoder()
-    linear = sum(m.weight.numel() for m in decoder.modules() if isinstance(m, torch.nn.Linear))
-    adapter = sum(
-        RECIPE.lora_rank * (m.in_features + m.out_features) for m in decoder.modules() if isinstance(m, torch.nn.Linear)
-    )
+    config, decoder = model.config, model.get_decoder()
+    layers = [module for module in decoder.modules() if isinstance(module, torch.nn.Linear)]
+    linear = sum(layer.weight.numel() for layer in layers)
+    adapter = RECIPE.lora_rank * sum(layer.in_features + layer.out_features for layer in layers)
     width = config.num_attention_heads * (
         getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )

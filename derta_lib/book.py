@@ -218,7 +218,6 @@ def colab_notebook(source: str) -> str:
 
 def published_notebook(executed: Path, declared: Mapping[str, Parameter], folder: Path) -> str:
     """An executed notebook as its page: parameter cells hidden behind one table, default → used; no local paths."""
-    check_executed(executed)
     notebook = nbformat.read(executed, as_version=4)
     used = read_json(folder / "parts" / f"{executed.stem}.json")["declared"]
     notebook.metadata.pop("papermill", None)
@@ -231,9 +230,7 @@ def published_notebook(executed: Path, declared: Mapping[str, Parameter], folder
             cell.metadata["tags"] = [*tags, "remove-cell"]  # still in the notebook that a reader downloads
             cell.source = re.sub(rf"^{RUN_DIR} = .*\n?", "", cell.source, flags=re.MULTILINE)
         if "parameters" in tags:
-            table = nbformat.v4.new_markdown_cell(_parameter_table(used, declared))
-            table["id"] = "parameters-table"
-            cells.append(table)
+            cells.append(nbformat.v4.new_markdown_cell(_parameter_table(used, declared), id="parameters-table"))
         cells.append(cell)
     notebook.cells = cells
     return nbformat.writes(notebook) + "\n"
@@ -258,17 +255,13 @@ def build_pages(folder: Path) -> Path:
     A failed build forgets Sphinx's memory of the pages, so that the next one meets the same warnings again.
     """
     staged, doctrees, site, log = (folder / name for name in ("stage", "doctrees", "html", "build.log"))
-    conf = staged / "conf.py"
-    inputs = max((staged / name).stat().st_mtime for name in ("_config.yml", "_toc.yml"))
     print("building the pages", flush=True)
-    options = ["-b", "html", "-n", "-W", "--keep-going", "-q", "-d", str(doctrees)]
-    commands = [["-m", "sphinx", *options, str(staged), str(site)]]
-    if not conf.exists() or conf.stat().st_mtime <= inputs:
-        commands.insert(0, ["-c", "from jupyter_book.cli.main import main; main()", "config", "sphinx", str(staged)])
+    config = ["-c", "from jupyter_book.cli.main import main; main()", "config", "sphinx", str(staged)]
+    sphinx = ["-m", "sphinx", "-b", "html", "-n", "-W", "--keep-going", "-q", "-d", str(doctrees)]
     with open(log, "w", encoding="utf-8") as handle:
         failed = any(
             subprocess.run([sys.executable, *command], stdout=handle, stderr=subprocess.STDOUT).returncode
-            for command in commands
+            for command in (config, [*sphinx, str(staged), str(site)])
         )
     try:
         if failed:

@@ -4,12 +4,11 @@
 values are references into the CSV files of `derta_lib/paper`, ours are keys of a run's results.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +16,7 @@ import pandas as pd
 
 from derta_lib import paper
 from derta_lib.errors import DertaError
+from derta_lib.records import read_json
 from derta_lib.results import Number, Results
 from derta_lib.stats import combine
 from derta_lib.style import in_words
@@ -89,17 +89,13 @@ class Rule:
         if missing := [name for name in RULES[self.rule] if not getattr(self, name)]:
             raise DertaError(f"claims: the rule '{self.rule}' for {self.ours} needs '{missing[0]}'.")
 
-    def keys(self) -> dict[str, str]:
-        """Result keys by the field that names them."""
-        return {name: key for name in SIGNS if (key := getattr(self, name))}
-
     def signs(self) -> dict[str, int]:
         """Result keys with their sign in the quantity that the rule looks at."""
-        return {key: SIGNS[name] for name, key in self.keys().items()}
+        return {key: sign for name, sign in SIGNS.items() if (key := getattr(self, name))}
 
     def of_seeds(self) -> "Rule":
         """The same rule for the kept seeds (`seeds.Seeds`)."""
-        keys: dict[str, Any] = {name: f"seeds/{key}" for name, key in self.keys().items()}
+        keys: dict[str, Any] = {name: f"seeds/{key}" for name in SIGNS if (key := getattr(self, name))}
         return replace(self, **keys)
 
     def words(self) -> str:
@@ -290,16 +286,11 @@ def summary(results: Results) -> pd.DataFrame:
 @cache
 def all_claims() -> tuple[Claim, ...]:
     """The statements of `claims.json`, then one claim a cell of the paper's tables and figures."""
-    rows = json.loads((files("derta_lib") / "claims.json").read_text(encoding="utf-8"))
-    return tuple(_read(row) for row in rows) + tuple(_cells())
-
-
-def _read(row: dict[str, Any]) -> Claim:
-    known = {field.name for field in fields(Claim)}
-    if unknown := sorted(set(row) - known):
-        raise DertaError(f"claims.json, claim '{row.get('id')}': unknown field '{unknown[0]}'.")
-    rules = {name: Rule(**row[name]) for name in ("release", "small") if name in row}
-    return Claim(**(row | rules | {"paper": tuple(row.get("paper", ()))}))
+    claims = []
+    for row in read_json(Path(__file__).with_name("claims.json")):
+        rules = {name: Rule(**row[name]) for name in ("release", "small") if name in row}
+        claims.append(Claim(**(row | rules | {"paper": tuple(row.get("paper", ()))})))
+    return (*claims, *_cells())
 
 
 def _cells() -> list[Claim]:

@@ -28,13 +28,7 @@ from derta_lib.stats import LEVEL, combine, difference
 MUST_AGREE = ("model", "behaviours", "max_new_tokens")
 """Parameters that decide what is measured, in every notebook that has them; data count by their hashes."""
 
-BETTER = {
-    "asr": -1,
-    "benign_refusal": -1,
-    "fluent": 1,
-    "recovers": 1,
-    "helpfulness": 1,
-}
+BETTER = {"asr": -1, "benign_refusal": -1, "fluent": 1, "recovers": 1, "helpfulness": 1}
 """Metrics that can get worse, wherever they stand in a key: -1 where lower is better."""
 
 
@@ -166,8 +160,10 @@ def _outcomes(folder: Path, told: Results) -> dict[str, dict[str, float]]:
 
 
 def _unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    if not (common := a["notebooks"].keys() & b["notebooks"].keys()):
+        return ["they have no notebook in common"]
     said = []
-    for stem in sorted({*a["notebooks"]} & {*b["notebooks"]}):
+    for stem in sorted(common):
         parts = a["notebooks"][stem], b["notebooks"][stem]
         for name in MUST_AGREE:
             one, other = (part["parameters"].get(name) for part in parts)
@@ -176,8 +172,6 @@ def _unlike(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
         hashes = [{k: v for k, v in part["records"].items() if k.startswith("sha256/")} for part in parts]
         both = sorted({*hashes[0], *hashes[1]})
         said += [f"the data file {k[7:]} differs ({stem})" for k in both if hashes[0].get(k) != hashes[1].get(k)]
-    if not {*a["notebooks"]} & {*b["notebooks"]}:
-        said.append("they have no notebook in common")
     return said
 
 

@@ -12,19 +12,19 @@ Crafts and evaluation texts do not depend on the seed: repeats with other seeds 
 measured on the same held-out behaviours.
 """
 
-import json
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.resources import files
 from itertools import product
+from pathlib import Path
 from string import Template
 from typing import Any, TypeVar
 
 from derta_lib.data import Behaviour, Pair, Triple
 from derta_lib.errors import UsageError
+from derta_lib.records import read_json
 
 Texts = TypeVar("Texts", bound=tuple[str, ...])
 SPLITS = ("train", "validation", "test")
@@ -32,7 +32,7 @@ SPLITS = ("train", "validation", "test")
 
 @cache
 def _table(name: str) -> dict[str, Any]:
-    return json.loads(files("derta_lib").joinpath(f"concord_{name}.json").read_text(encoding="utf-8"))
+    return read_json(Path(__file__).with_name(f"concord_{name}.json"))
 
 
 @dataclass(frozen=True)
@@ -219,7 +219,8 @@ def _pair(rng: random.Random, kind: str) -> tuple[str, str]:
 def _behaviours(split: str) -> Iterator[Behaviour]:
     texts = _table("texts")
     for number, pair in enumerate(crafts()[split]):
-        ids = [f"{split}/{'contraband' if craft.contraband else 'benign'}/{_slug(craft)}" for craft in pair]
+        names = [f"{'contraband' if craft.contraband else 'benign'}/{craft.name}" for craft in pair]
+        ids = [f"{split}/{name.replace(' ', '-')}" for name in names]
         for craft, own, other in zip(pair, ids, reversed(ids), strict=True):
             rng = random.Random(f"{split}/{number}")  # the same draws for both: asked in the same words
             phrasings, declaratives = texts["phrasings"][split], texts["declaratives"][split]
@@ -233,10 +234,6 @@ def _behaviours(split: str) -> Iterator[Behaviour]:
                 twin=other,
                 category=craft.category,
             )
-
-
-def _slug(craft: Craft) -> str:
-    return craft.name.replace(" ", "-")
 
 
 def _triple(rng: random.Random, craft: Craft) -> tuple[str, str, str]:

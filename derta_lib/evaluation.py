@@ -1,6 +1,5 @@
 """Evaluation: a model under attacks → responses on disk → verdicts → rates with intervals."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -101,8 +100,8 @@ def searched_responses(
 def loops(text: str) -> bool:
     """Whether a text repeats itself: fewer than LOOP_SHARE of its (at least six) word triples are different."""
     words = text.split()
-    triples = Counter(zip(words, words[1:], words[2:], strict=False))
-    return triples.total() >= 6 and len(triples) < LOOP_SHARE * triples.total()
+    triples = list(zip(words, words[1:], words[2:], strict=False))
+    return len(triples) >= 6 and len(set(triples)) < LOOP_SHARE * len(triples)
 
 
 def gives_steps(frame: pd.DataFrame) -> pd.Series:

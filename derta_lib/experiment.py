@@ -90,13 +90,7 @@ class Experiment:
 
 
 def experiment(
-    model: str,
-    data: str,
-    seed: int,
-    steps: int,
-    learning_rate: float,
-    behaviours: int,
-    max_new_tokens: int,
+    model: str, data: str, seed: int, steps: int, learning_rate: float, behaviours: int, max_new_tokens: int
 ) -> Experiment:
     """An experiment from the parameters that all notebooks share.
 

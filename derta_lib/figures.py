@@ -1,8 +1,8 @@
 """The book's figures, and for each a text alternative computed from the same data.
 
 Every function takes a pandas frame (columns in its docstring) and returns a matplotlib Figure whose label is its
-text alternative: `figure.get_label()`, also to be had without drawing from `<name>_alt`. Rates are shares from
-0 to 1; `low` and `high` bound the 95 % interval. `Run.figure` puts figure and alternative into a page.
+text alternative: `figure.get_label()`. Rates are shares from 0 to 1; `low` and `high` bound the 95 % interval.
+`Run.figure` puts figure and alternative into a page.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from derta_lib.style import (
     canvas,
     end_labels,
     in_words,
-    ink_on,
     methods_in,
     percent_axis,
     row_axes,
@@ -64,23 +63,7 @@ def _each_method(frame: pd.DataFrame, say: Callable[[pd.DataFrame], str]) -> str
     return "; ".join(f"{METHODS[name].label}: {say(frame[frame['method'] == name])}" for name in methods_in(frame))
 
 
-def _at(rows: pd.DataFrame, position: float, column: str) -> float:
-    """Value of a step curve at a position: that of the last row at or before it; 0 before the first."""
-    before = rows[rows["position"] <= position].sort_values("position")
-    return float(before[column].iloc[-1]) if len(before) else 0.0
-
-
-def position_curve_alt(frame: pd.DataFrame, of: str) -> str:
-    def say(rows: pd.DataFrame) -> str:
-        last = rows["position"].max()
-        marks = sorted({min(mark, last) for mark in (1, 10, 50, last)})
-        return ", ".join(f"{_show(_at(rows, mark, 'share'))} by token {mark:.0f}" for mark in marks)
-
-    said = _each_method(frame, say)
-    return f"Curves of the share of {of} whose first refusal has begun by each token position. {said}."
-
-
-@book_figure(("method", "position", "share"), position_curve_alt)
+@book_figure("method", "position", "share")
 def position_curve(frame: pd.DataFrame, of: str) -> Figure:
     """Where the first refusal starts (Figure 4): one step curve a method on a logarithmic token axis.
 
@@ -96,24 +79,18 @@ def position_curve(frame: pd.DataFrame, of: str) -> Figure:
     percent_axis(axes.yaxis)
     axes.set_title(f"{of.capitalize()} that have begun to refuse by this token")
     _curves(axes, frame, "share", last)
+
+    def say(rows: pd.DataFrame) -> str:
+        marks = sorted({min(mark, rows["position"].max()) for mark in (1, 10, 50, last)})
+        shares = rows.set_index("position")["share"].sort_index().asof(marks).fillna(0)
+        return ", ".join(f"{_show(share)} by token {mark:.0f}" for mark, share in shares.items())
+
+    said = _each_method(frame, say)
+    figure.set_label(f"Curves of the share of {of} whose first refusal has begun by each token position. {said}.")
     return figure
 
 
-def refusal_by_position_alt(frame: pd.DataFrame) -> str:
-    def say(rows: pd.DataFrame) -> str:
-        first, last = rows["position"].min(), rows["position"].max()
-        return (
-            f"{_show(_at(rows, first, 'mean'))} before token {first + 1:.0f}, "
-            f"{_show(rows['mean'].mean())} on average, {_show(_at(rows, last, 'mean'))} after {last:.0f} tokens"
-        )
-
-    return (
-        "Curves of the mean probability of the refusal token, the first of “Sorry”, by how much of a harmful response "
-        f"stands before it. {_each_method(frame, say)}."
-    )
-
-
-@book_figure(("method", "position", "mean", "low", "high"), refusal_by_position_alt)
+@book_figure("method", "position", "mean", "low", "high")
 def refusal_by_position(frame: pd.DataFrame) -> Figure:
     """P(refusal token | q, r̂_{<t}) by t, mean over held-out harmful responses with its interval.
 
@@ -125,17 +102,22 @@ def refusal_by_position(frame: pd.DataFrame) -> Figure:
     percent_axis(axes.yaxis)
     axes.set_title("Probability of the refusal token, the first of “Sorry”")
     _curves(axes, frame, "mean")
+
+    def say(rows: pd.DataFrame) -> str:
+        means = rows.set_index("position")["mean"].sort_index()
+        return (
+            f"{_show(means.iloc[0])} before token {means.index[0] + 1:.0f}, {_show(means.mean())} on average, "
+            f"{_show(means.iloc[-1])} after {means.index[-1]:.0f} tokens"
+        )
+
+    figure.set_label(
+        "Curves of the mean probability of the refusal token, the first of “Sorry”, by how much of a harmful response "
+        f"stands before it. {_each_method(frame, say)}."
+    )
     return figure
 
 
-def attack_heatmap_alt(frame: pd.DataFrame) -> str:
-    def say(rows: pd.DataFrame) -> str:
-        return ", ".join(f"{in_words(row['attack'])} {_interval(row)}" for _, row in rows.iterrows())
-
-    return f"Table of attack success with 95 % intervals, darker for more success. {_each_method(frame, say)}."
-
-
-@book_figure(("method", "attack", "value", "low", "high", "n"), attack_heatmap_alt)
+@book_figure("method", "attack", "value", "low", "high", "n")
 def attack_heatmap(frame: pd.DataFrame) -> Figure:
     """Attack success by attack (rows) and method (columns), the rate, its interval and n written in each cell.
 
@@ -151,7 +133,7 @@ def attack_heatmap(frame: pd.DataFrame) -> Figure:
         if np.isnan(value := grid[row, column]):
             axes.text(column, row, "not run", ha="center", va="center", size=8, color="#5f5f5f")
             continue
-        ink = ink_on(colours(value))
+        ink = "white" if value >= 0.75 else INK  # whichever stands out more from the colour
         axes.text(column, row - 0.22, f"{value * 100:.0f}", ha="center", va="center", color=ink, weight="bold")
         low, high, n = (each[row, column] for each in about)
         for place, said in ((0.1, f"{low * 100:.0f} to {high * 100:.0f}"), (0.33, f"n = {n:.0f}")):
@@ -168,21 +150,16 @@ def attack_heatmap(frame: pd.DataFrame) -> Figure:
     axes.set_yticks(np.arange(len(attacks) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", lw=2)
     axes.tick_params(which="minor", length=0, top=False)
+
+    def say(rows: pd.DataFrame) -> str:
+        return ", ".join(f"{in_words(row['attack'])} {_interval(row)}" for _, row in rows.iterrows())
+
+    said = _each_method(frame, say)
+    figure.set_label(f"Table of attack success with 95 % intervals, darker for more success. {said}.")
     return figure
 
 
-def trade_off_alt(frame: pd.DataFrame) -> str:
-    said = "; ".join(
-        f"{row['label']}: {_show(row['asr'])} attack success, {_show(row['benign'])} of benign twins refused"
-        for _, row in frame.iterrows()
-    )
-    return f"Points of attack success against refusal of benign twins, lower left is better. {said}."
-
-
-@book_figure(
-    ("label", "method", "benign", "benign_low", "benign_high", "asr", "asr_low", "asr_high"),
-    trade_off_alt,
-)
+@book_figure("label", "method", "benign", "benign_low", "benign_high", "asr", "asr_low", "asr_high")
 def trade_off(frame: pd.DataFrame) -> Figure:
     """Safety against over-refusal: a point a recipe with an interval in both directions.
 
@@ -213,19 +190,15 @@ def trade_off(frame: pd.DataFrame) -> Figure:
             weight="bold",
             arrowprops={"arrowstyle": "-", "color": METHODS[row["method"]].colour, "lw": 0.8, "shrinkA": 0},
         )
+    said = "; ".join(
+        f"{row['label']}: {_show(row['asr'])} attack success, {_show(row['benign'])} of benign twins refused"
+        for _, row in frame.iterrows()
+    )
+    figure.set_label(f"Points of attack success against refusal of benign twins, lower left is better. {said}.")
     return figure
 
 
-def rates_alt(frame: pd.DataFrame, what: str) -> str:
-    parts = []
-    for attack in dict.fromkeys(frame["attack"]):
-        rows = frame[frame["attack"] == attack].set_index("method")
-        said = ", ".join(f"{METHODS[name].label} {_interval(rows.loc[name])}" for name in METHODS if name in rows.index)
-        parts.append(f"{in_words(attack)}: {said}")
-    return f"Points with 95 % intervals: {what}, by attack. {'; '.join(parts)}."
-
-
-@book_figure(("attack", "method", "value", "low", "high"), rates_alt)
+@book_figure("attack", "method", "value", "low", "high")
 def rates(frame: pd.DataFrame, what: str) -> Figure:
     """A rate by attack and method (Table 4, Figure 5): points with intervals, grouped by attack.
 
@@ -233,9 +206,12 @@ def rates(frame: pd.DataFrame, what: str) -> Figure:
     """
     methods_in(frame)
     rows: list[tuple[str, pd.Series | None]] = []
-    for attack in dict.fromkeys(frame["attack"]):
-        group = frame[frame["attack"] == attack].set_index("method")
-        rows += [(attack, None)] + [(name, group.loc[name]) for name in METHODS if name in group.index]
+    parts = []
+    for attack, group in frame.set_index("method").groupby("attack", sort=False):
+        found = [(name, group.loc[name]) for name in METHODS if name in group.index]
+        rows += [(attack, None), *found]
+        said = ", ".join(f"{METHODS[name].label} {_interval(row)}" for name, row in found)
+        parts.append(f"{in_words(attack)}: {said}")
     figure, (axes,) = canvas(0.9 + 0.21 * len(rows))
     for level, (name, row) in enumerate(rows):
         if row is None:
@@ -257,32 +233,21 @@ def rates(frame: pd.DataFrame, what: str) -> Figure:
         )
     row_axes(axes, len(rows), (-0.03, 1.03))
     axes.set_xlabel(what)
+    figure.set_label(f"Points with 95 % intervals: {what}, by attack. {'; '.join(parts)}.")
     return figure
 
 
-def compare_to_paper_alt(frame: pd.DataFrame) -> str:
-    inside = ((frame["paper"] >= frame["low"]) & (frame["paper"] <= frame["high"])).sum()
-    gap = (frame["value"] - frame["paper"]).abs()
-    worst = frame.loc[gap.idxmax()]
-    where = f"{worst['group']}, {METHODS[worst['method']].label}, {worst['attack']}"
-    return (
-        f"Attack success as the paper reports it and as found here, for {len(frame)} combinations. The paper's value "
-        f"lies within our 95 % interval in {inside}; the mean absolute difference is {gap.mean() * 100:.1f} points; "
-        f"the largest is {gap.max() * 100:.1f} points ({where})."
-    )
-
-
-@book_figure(("group", "method", "attack", "paper", "value", "low", "high"), compare_to_paper_alt)
+@book_figure("group", "method", "attack", "paper", "value", "low", "high")
 def compare_to_paper(frame: pd.DataFrame) -> Figure:
     """The paper's value (open ring) beside ours (filled, with interval), a row a cell of the paper's tables.
 
     Columns: group (the model), method, attack, paper, value, low, high (all 0 to 1); n if known.
     """
     rows: list[tuple[str, pd.Series | None]] = []
-    for group in dict.fromkeys(frame["group"]):
-        for name in methods_in(frame[frame["group"] == group]):
-            part = frame[(frame["group"] == group) & (frame["method"] == name)]
-            rows += [(f"{group}, {METHODS[name].label}", None)] + [(row["attack"], row) for _, row in part.iterrows()]
+    for group, part in frame.groupby("group", sort=False):
+        for name in methods_in(part):
+            rows.append((f"{group}, {METHODS[name].label}", None))
+            rows += [(row["attack"], row) for _, row in part[part["method"] == name].iterrows()]
     figure, (axes,) = canvas(0.8 + 0.2 * len(rows))
     for level, (text, row) in enumerate(rows):
         if row is None:
@@ -297,23 +262,19 @@ def compare_to_paper(frame: pd.DataFrame) -> Figure:
     row_axes(axes, len(rows), (-0.44, 1.03))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_xlabel("attack success: ring = paper, filled = ours")
+    inside = ((frame["paper"] >= frame["low"]) & (frame["paper"] <= frame["high"])).sum()
+    gap = (frame["value"] - frame["paper"]).abs()
+    worst = frame.loc[gap.idxmax()]
+    where = f"{worst['group']}, {METHODS[worst['method']].label}, {worst['attack']}"
+    figure.set_label(
+        f"Attack success as the paper reports it and as found here, for {len(frame)} combinations. The paper's value "
+        f"lies within our 95 % interval in {inside}; the mean absolute difference is {gap.mean() * 100:.1f} points; "
+        f"the largest is {gap.max() * 100:.1f} points ({where})."
+    )
     return figure
 
 
-def training_curves_alt(frame: pd.DataFrame) -> str:
-    parts = []
-    for term in dict.fromkeys(frame["term"]):
-        for name in methods_in(frame[frame["term"] == term]):
-            rows = frame[(frame["term"] == term) & (frame["method"] == name)].sort_values("step")
-            first, last = rows.iloc[0], rows.iloc[-1]
-            parts.append(
-                f"{METHODS[name].label}, {term}: {first['loss']:.2f} at step {first['step']:.0f}, "
-                f"{last['loss']:.2f} at step {last['step']:.0f}"
-            )
-    return "Training loss by step, a panel a term of the loss. " + "; ".join(parts) + "."
-
-
-@book_figure(("method", "term", "step", "loss"), training_curves_alt)
+@book_figure("method", "term", "step", "loss")
 def training_curves(frame: pd.DataFrame) -> Figure:
     """Loss by step, one panel a term, one line a method.
 
@@ -322,16 +283,19 @@ def training_curves(frame: pd.DataFrame) -> Figure:
     terms = list(dict.fromkeys(frame["term"]))
     figure, panels = canvas(0.5 + 2.1 * len(terms), len(terms))
     for axes, term in zip(panels, terms, strict=True):
-        part, ends = frame[frame["term"] == term], []
+        part = frame[frame["term"] == term].rename(columns={"step": "position"})
+        axes.set(title=f"{term} (nats a token)", ylim=(0, 1.05 * part["loss"].max()))
+        axes.set_xlim(frame["step"].min(), frame["step"].max())
+        _curves(axes, part, "loss")
+    panels[-1].set_xlabel("optimiser step")
+    parts = []
+    for term, part in frame.groupby("term", sort=False):
         for name in methods_in(part):
             rows = part[part["method"] == name].sort_values("step")
-            axes.plot(rows["step"], rows["loss"], color=METHODS[name].colour, lw=1.8)
-            ends.append((METHODS[name].label, name, float(rows["step"].iloc[-1]), float(rows["loss"].iloc[-1])))
-        axes.set(
-            title=f"{term} (nats a token)",
-            ylim=(0, None),
-            xlim=(float(frame["step"].min()), float(frame["step"].max())),
-        )
-        end_labels(axes, ends)
-    panels[-1].set_xlabel("optimiser step")
+            first, last = rows.iloc[0], rows.iloc[-1]
+            parts.append(
+                f"{METHODS[name].label}, {term}: {first['loss']:.2f} at step {first['step']:.0f}, "
+                f"{last['loss']:.2f} at step {last['step']:.0f}"
+            )
+    figure.set_label(f"Training loss by step, a panel a term of the loss. {'; '.join(parts)}.")
     return figure

@@ -135,22 +135,19 @@ def model_key(model: str) -> str:
     """Key of a model as it computes here: `precision`, and what it holds (for a folder its files' hashes and the key of
     the base that an adapter stands on; its id and commit for the hub).
 
-    The commit is None where neither the hub nor its cache knows the model; loading it then says so.
+    Where neither the hub nor its cache knows the model, loading it says so.
     """
     location = resolve(model)
     folder = Path(location)
-    card = folder / CHECKPOINT_CARD
-    held: tuple[Any, ...]
     if not folder.is_dir():
-        held = "hub", location, _hub_commit(location)
-    else:
-        # a card says what an adapter was trained from; its config only says where that lies
-        told = (CHECKPOINT_CARD, "adapter_config.json") if card.exists() else ()
-        files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name not in told)
-        said = read_json(card) if told else None
-        below = (model_key(_base(folder)),) if (folder / "adapter_config.json").exists() else ()
-        held = said, [(path.name, _sha256(path)) for path in files], *below
-    return content_key(precision(), *held)
+        return content_key(precision(), "hub", location, _hub_commit(location))
+    card = folder / CHECKPOINT_CARD
+    # a card says what an adapter was trained from; its config only says where that lies
+    told = (CHECKPOINT_CARD, "adapter_config.json") if card.exists() else ()
+    files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name not in told)
+    said = read_json(card) if told else None
+    below = (model_key(_base(folder)),) if (folder / "adapter_config.json").exists() else ()
+    return content_key(precision(), said, [(path.name, _sha256(path)) for path in files], *below)
 
 
 def _base(folder: Path) -> str:
@@ -161,22 +158,20 @@ def _base(folder: Path) -> str:
 
 
 @cache  # the hub is asked once, and a run keeps to one commit
-def _hub_commit(hub_id: str) -> str | None:
+def _hub_commit(location: str) -> str | None:
+    """The commit to load of a hub id; None for a folder, and where neither the hub nor its cache knows the id."""
     from transformers.utils import cached_file
 
+    if Path(location).is_dir():
+        return None
     for name in ("config.json", "adapter_config.json"):
         try:
-            found = cached_file(hub_id, name)  # in the hub's cache, under snapshots/<commit>
+            found = cached_file(location, name)  # in the hub's cache, under snapshots/<commit>
         except OSError:
             continue
         if found:
             return Path(found).parent.name
     return None
-
-
-def _revision(location: str) -> str | None:
-    """What to load of a hub id: the commit that its key names."""
-    return None if Path(location).is_dir() else _hub_commit(location)
 
 
 _CARD = ("recipe", "log", "cut", "seconds")
@@ -204,7 +199,7 @@ def load_tokenizer(model: str) -> Any:
 
     location = resolve(model)
     try:
-        return AutoTokenizer.from_pretrained(location, trust_remote_code=False, revision=_revision(location))
+        return AutoTokenizer.from_pretrained(location, trust_remote_code=False, revision=_hub_commit(location))
     except Exception as error:  # a damaged folder makes transformers raise whatever its parsers do
         raise DertaError(f"model '{model}': its tokenizer could not be loaded ({first_line(error)}).") from None
 
@@ -241,12 +236,11 @@ def _faster() -> str:
 
 
 def load_model(model: str, dtype: str | None = None) -> Any:
-    """A causal language model in eval mode; a LoRA checkpoint is merged into its base (which may be one) in fp32.
+    """A causal language model in eval mode, in `precision` unless `dtype` is given.
 
-    `dtype` is `precision` unless it is given.
-
-    Only safetensors are read and no remote code is run. Raises DertaError or UsageError in one sentence, also for a
-    folder that lacks some of the weights, where transformers and PEFT would go on with random ones.
+    A LoRA checkpoint is merged into its base (which may be one) in fp32. Only safetensors are read and no remote code
+    is run. Raises DertaError or UsageError in one sentence, also for a folder that lacks some of the weights, where
+    transformers and PEFT would go on with random ones.
     """
     import torch
 
@@ -281,7 +275,7 @@ def _read(model: str, dtype: Any) -> Any:
                 dtype=dtype,
                 use_safetensors=True,
                 trust_remote_code=False,
-                revision=_revision(location),
+                revision=_hub_commit(location),
                 output_loading_info=True,
             )
             loaded, told = read

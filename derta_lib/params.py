@@ -104,11 +104,9 @@ def resolve(
 def check_values(values: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
     """Raise UsageError for a value of another type than its annotation: papermill alone checks none."""
     for name, declared in annotations.items():
-        if name not in values:
-            continue
         type_ = declared.__name__ if isinstance(declared, type) else str(declared)
         try:
-            right = _coerce(type_, values[name]) == values[name]
+            right = name not in values or _coerce(type_, values[name]) == values[name]
         except ValueError:
             right = False
         if not right:
@@ -172,9 +170,8 @@ def _coerce(type_: str, value: Any) -> Value:
 
 
 def _scalar(type_: str, value: Any) -> Any:
-    text = value.strip().lower() if isinstance(value, str) else None
-    if type_ == "bool" and (isinstance(value, bool) or text in ("true", "false")):
-        return value if isinstance(value, bool) else text == "true"
+    if type_ == "bool" and (text := str(value).strip().lower()) in ("true", "false"):
+        return text == "true"
     if type_ == "str" and isinstance(value, str):
         return value
     if type_ in ("int", "float") and isinstance(value, int | float | str) and not isinstance(value, bool):

@@ -145,18 +145,15 @@ def write_jsonl(path: Path | str, records: Iterable[Any]) -> Path:
     return write_text(path, "".join(json_line(record) for record in records))
 
 
-def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) for each non-empty line of a JSONL file.
+def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> list[tuple[int, dict[str, Any]]]:
+    """(line number, object) for each non-empty line of a JSONL file.
 
     Raises DertaError naming file and line for a line that is not an object or lacks a `required` key, and for a file
     without any.
     """
-    empty = True
-    for number, record in _records(path, read_text(path), required):
-        empty = False
-        yield number, record
-    if empty:
+    if not (found := list(_records(path, read_text(path), required))):
         raise DertaError(f"{path}: the file is empty; give it at least one line.")
+    return found
 
 
 def _records(path: Path | str, text: str, required: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -171,12 +168,12 @@ def _records(path: Path | str, text: str, required: Iterable[str]) -> Iterator[t
         yield number, record
 
 
-def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, filled cells by column) for each row of a CSV file with a header.
+def read_csv(path: Path | str) -> list[tuple[int, dict[str, str]]]:
+    """(line number, filled cells by column) for each row of a CSV file with a header.
 
     Raises DertaError naming file and line for what is not CSV or not of the header's width, and for no rows.
     """
-    empty = True
+    found = []
     csv.field_size_limit(2**31 - 1)  # a cell may be as long as a line of JSON
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
     try:
@@ -186,12 +183,12 @@ def read_csv(path: Path | str) -> Iterator[tuple[int, dict[str, str]]]:
         for row in rows:
             if None in row or None in row.values():
                 raise DertaError(f"{path}, line {rows.line_num}: the row has not as many fields as the header.")
-            empty = False
-            yield rows.line_num, {name: value for name, value in row.items() if value}
+            found.append((rows.line_num, {name: value for name, value in row.items() if value}))
     except csv.Error as error:
         raise DertaError(f"{path}, line {rows.reader.line_num}: not valid CSV ({error}).") from None
-    if empty:
+    if not found:
         raise DertaError(f"{path}: the file is empty; give it a header and at least one row.")
+    return found
 
 
 def resume_jsonl(path: Path | str, required: Iterable[str] = ()) -> dict[str, dict[str, Any]]:

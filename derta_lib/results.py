@@ -48,15 +48,12 @@ Results = dict[str, Number]
 
 def load(path: Path | str) -> Results:
     """Read a results file; raises DertaError naming the key whose entry is not a number record."""
-    numbers: Results = {}
     found = read_json(path)
     if not isinstance(found, dict):
         raise DertaError(f"{path}: this is no results file; make the run again.")
-    for key, fields in found.items():
-        if not _is_number(fields):
-            raise DertaError(f"{path}: the entry '{key}' is not a number record; make the run again.")
-        numbers[key] = Number(**fields)
-    return numbers
+    if bad := [key for key, fields in found.items() if not _is_number(fields)]:
+        raise DertaError(f"{path}: the entry '{bad[0]}' is not a number record; make the run again.")
+    return {key: Number(**fields) for key, fields in found.items()}
 
 
 def _is_number(fields: Any) -> bool:

@@ -105,27 +105,19 @@ class Run:
         return show_table(table, csv, name, caption)
 
     def _save(self) -> None:
-        part = {
-            "notebook": self.notebook,
-            "parameters": self.parameters,
-            "environment": self.environment,
-            "started": self.started,
-            "seconds": round(time.monotonic() - self._clock, 1),
-            "records": self.records,
-            "results": {key: asdict(number) for key, number in self.numbers.items()},
-            "items": self.items,
-        }
+        kept = ("notebook", "parameters", "environment", "started", "records", "items")
+        part = {name: getattr(self, name) for name in kept}
+        part["seconds"] = round(time.monotonic() - self._clock, 1)
+        part["results"] = {key: asdict(number) for key, number in self.numbers.items()}
         write_json(self.folder / "parts" / f"{self.notebook}.json", part)
 
 
 def open_run(notebook: str, run_dir: str, parameters: dict[str, Any]) -> Run:
     """Begin `notebook`'s part of a run, dropping what an earlier execution of the same notebook left there.
 
-    The files of the folder that the parameter `data` names are recorded with their SHA-256.
-
     `run_dir` is the run's folder; "" means one of the notebook's own, `runs/<notebook>` under the checkout (or the
-    working directory, where there is no checkout). Raises UsageError for a parameter of another type than the
-    notebook's parameters cell declares.
+    working directory, where there is no checkout). The files of the folder that the parameter `data` names are recorded
+    with their SHA-256. Raises UsageError for a parameter of another type than the notebook's parameters cell declares.
     """
     check_name("notebook", notebook)
     check_values(parameters, getattr(sys.modules["__main__"], "__annotations__", {}))

@@ -69,13 +69,13 @@ class Seeds:
             rows.append((method, attack, number.value, number.low, number.high, number.n, number))
         return pd.DataFrame(rows, columns=["method", "attack", "value", "low", "high", "n", "number"])
 
-    def change(self, method: str, attacks: Sequence[str], outcome: str, against: str = "vanilla") -> Number:
-        """Points by which a method's rate under `attacks` differs from that of `against`; n is the method's own.
+    def change(self, method: str, attacks: Sequence[str], outcome: str) -> Number:
+        """Points by which a method's rate under `attacks` differs from vanilla's; n is the method's own.
 
         The interval takes the two rates as independent (`stats.combine`), so it never shrinks to nothing where all
         seeds gave the same.
         """
-        own, other = (self.rate(name, attacks, outcome) for name in (method, against))
+        own, other = (self.rate(name, attacks, outcome) for name in (method, "vanilla"))
         return replace(combine([(own, 100), (other, -100)]), unit="points", n=own.n)
 
 
@@ -146,11 +146,6 @@ def make_seeds(out: Path, root: Path, profile: str, seeds: int, workers: int) ->
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     records.sort(key=lambda record: (components.index(record["method"]), record["seed"]))  # stable: attacks stay put
-    kept = {
-        "date": today(),
-        "machine": machine,
-        "request": {**budget, "seeds": seeds},
-        "records": records,
-    }
+    kept = {"date": today(), "machine": machine, "request": {**budget, "seeds": seeds}, "records": records}
     write_json(out, kept)
     return read_seeds(out)

@@ -36,8 +36,7 @@ class ExplorerDirective(SphinxDirective):
     """`{explorer}`: the explorer, with a warning (which stops the build) when its data are not staged."""
 
     def run(self) -> list[nodes.Node]:
-        folders = [Path(self.env.srcdir) / folder for folder in self.config.html_static_path]
-        if not any((folder / EXPLORER_DATA).is_file() for folder in folders):
+        if not (Path(self.env.srcdir) / "_static" / EXPLORER_DATA).is_file():
             message = "the explorer's data are missing (the run has no explorer.js), so this page would be blank"
             logging.getLogger(__name__).warning(message, location=self.get_location())
         return [nodes.raw("", EXPLORER, format="html")]

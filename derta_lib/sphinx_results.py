@@ -96,8 +96,8 @@ def provenance(manifest: dict[str, Any], page: str) -> str:
             "hardware": f"{where['gpu'] or where['cpu']}, {where['cores']} cores{threads}",
             "software": f"Python {where['python']}; {'; '.join(versions)}",
             "parameters": ", ".join(
-                f"{key}: {_said(default)} → {_said(used)}" if default != used else f"{key}: {_said(used)}"
-                for key, (default, used) in part["declared"].items()
+                f"{key}: {' → '.join(dict.fromkeys(str(value) or '(empty)' for value in default_and_used))}"
+                for key, default_and_used in part["declared"].items()
             ),
             **{f"record: {key}": value for key, value in part["records"].items()},
         }
@@ -107,10 +107,6 @@ def provenance(manifest: dict[str, Any], page: str) -> str:
         f'<details class="derta-provenance"><summary>How this page was made: run “{html.escape(manifest["name"])}”'
         f"</summary>{''.join(rows)}</details>"
     )
-
-
-def _said(value: Any) -> str:
-    return "(empty)" if value == "" else str(value)
 
 
 def _finish_page(

@@ -79,8 +79,8 @@ def svg(figure: Figure) -> str:
     return out.getvalue()
 
 
-def book_figure(needs: Sequence[str], alt: Callable[..., str]) -> Callable:
-    """Check the frame, draw in the book's style, and attach the text alternative."""
+def book_figure(*needs: str) -> Callable:
+    """Check that the frame has rows and the columns `needs`, and draw in the book's style."""
 
     def decorate(draw: Callable[..., Figure]) -> Callable[..., Figure]:
         @wraps(draw)
@@ -92,9 +92,7 @@ def book_figure(needs: Sequence[str], alt: Callable[..., str]) -> Callable:
             if frame.empty:
                 raise DertaError(f"{draw.__name__}: the frame is empty, so there is nothing to draw.")
             with matplotlib.rc_context(STYLE):
-                figure = draw(frame, *words)
-            figure.set_label(alt(frame, *words))
-            return figure
+                return draw(frame, *words)
 
         return drawn
 
@@ -117,13 +115,6 @@ ATTACKS = {name.lower(): name for name in paper.ATTACKS}
 def in_words(name: object) -> str:
     """A method's or an attack's name as the prose writes it; anything else as it is."""
     return METHODS[str(name)].label if name in METHODS else (ATTACKS | paper.WORDS).get(str(name), str(name))
-
-
-def ink_on(colour: Any) -> str:
-    """White or the book's ink, whichever stands out more from a background."""
-    shares = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in matplotlib.colors.to_rgb(colour)]
-    luminance = float(np.dot((0.2126, 0.7152, 0.0722), shares))
-    return "white" if luminance < 0.19 else INK
 
 
 def methods_in(frame: pd.DataFrame) -> list[str]:
@@ -157,6 +148,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
     """Write each (text, method, x, y) in the right margin, moved apart where texts would meet, with a line to it."""
     low, high = axes.get_ylim()
     levels = spread([y for *_, y in ends], 0.07 * (high - low) * 250 / (axes.get_window_extent().height), low, high)
+    line = {"arrowstyle": "-", "ls": ":", "lw": 0.8, "shrinkA": 0, "shrinkB": 0}
     for (text, method, x, y), level in zip(ends, levels, strict=True):
         axes.annotate(
             text,
@@ -167,14 +159,7 @@ def end_labels(axes: Axes, ends: Sequence[tuple[str, str, float, float]]) -> Non
             color=text_colour(method),
             weight="bold",
             annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-",
-                "color": METHODS[method].colour,
-                "lw": 0.8,
-                "ls": ":",
-                "shrinkA": 0,
-                "shrinkB": 0,
-            },
+            arrowprops=line | {"color": METHODS[method].colour},
         )
 
 

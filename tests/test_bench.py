@@ -13,7 +13,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
 from derta_lib import lora, loss, training, tree
-from derta_lib.corpus import concord
 from derta_lib.errors import UsageError
 from derta_lib.generation import LocalTarget, generate
 from derta_lib.models import load_model, load_tokenizer
@@ -36,7 +35,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_authors_computation_and_ours_have_one_objective(folder):
-    work = contenders.work_of(concord(0).triples[:3])
+    work = contenders.corpus_work(3)
     theirs = get_peft_model(
         load_model(folder, "float32"), lora.config(contenders.RECIPE.lora_rank, contenders.RECIPE.lora_alpha)
     )
@@ -60,7 +59,7 @@ def test_the_authors_computation_and_ours_have_one_objective(folder):
 
 
 def test_trl_trains_the_mle_rows(folder):
-    work = contenders.work_of(concord(0).triples[:3])
+    work = contenders.corpus_work(3)
     rows = [each.paper[0] for each in work]
     mine = training.prepare(load_model(folder, "float32"), contenders.RECIPE)
     expected = mine(tree.pack([[row] for row in rows])).mean().item()
