@@ -88,10 +88,10 @@ def open_scores(release_dir: str = "") -> Scores:
         return Scores(kept["date"], kept["judge"], True, *(_unpack(**kept[name]) for name in _FRAMES))
     if release_dir == "download":
         release_dir = str(download_release(cache_dir() / f"derta_release-{COMMIT[:8]}"))
-    release, judge = read_release(Path(release_dir).expanduser()), judges.build()
-    safety = [response for response in release.responses if response.attack in paper.ATTACKS]
-    graded = [response for response in release.responses if response.attack in ("GSM8K", "MMLU")]
-    return Scores(today(), _named(judge), False, score(safety, judge), grade(graded), release.files)
+    (responses, files), judge = read_release(Path(release_dir).expanduser()), judges.build()
+    safety = [response for response in responses if response.attack in paper.ATTACKS]
+    graded = [response for response in responses if response.attack in ("GSM8K", "MMLU")]
+    return Scores(today(), _named(judge), False, score(safety, judge), grade(graded), files)
 
 
 def open_validation(xstest_dir: str = "") -> Validation:
