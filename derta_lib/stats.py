@@ -121,8 +121,8 @@ def difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed
     `a`, `b` and `clusters` have one entry a pair: the outcomes (0/1 or shares) of two methods on the same item, and
     the question the item belongs to (items of one question are not independent). Percentile interval, Efron and
     Tibshirani (1993), chapter 13, expanded for few clusters as by Hesterberg (2015), section 5.3; where all clusters
-    are alike, `_all_alike`. n is the number of pairs. With one cluster there is no interval. Raises DertaError when
-    lengths differ, nothing is there, or a value is not finite.
+    are alike, by Clopper and Pearson (1934). n is the number of pairs. With one cluster there is no interval. Raises
+    DertaError when lengths differ, nothing is there, or a value is not finite.
     """
     return _clustered(a, b, clusters, None, -100.0, seed)
 
@@ -158,20 +158,13 @@ def _clustered(
             parts.append(np.nanmean((drawn @ sums) / (drawn @ sizes), axis=1))
     means = np.concatenate(parts)
     if np.ptp(means) < 1e-9:
-        return Number(value, "points", ours.size, *_all_alike(value, len(sums), least))
+        # other clusters may not have been drawn: by Clopper and Pearson (1934) less than this share of all have another
+        # value, and those could lie at `least` or at 100
+        others = 1 - ((1 - LEVEL) / 2) ** (1 / len(sums))
+        return Number(value, "points", ours.size, value + others * (least - value), value + others * (100.0 - value))
     tail = norm.cdf(-math.sqrt(len(sums) / (len(sums) - 1)) * t.ppf((1 + LEVEL) / 2, len(sums) - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Number(value, "points", ours.size, float(low), float(high))
-
-
-def _all_alike(value: float, clusters: int, least: float) -> tuple[float, float]:
-    """Bounds for a mean, in points, over clusters that all had this value: others may not have been drawn.
-
-    The share of clusters that have another is below 1 − ((1 − LEVEL) / 2)^(1 / clusters) by Clopper and Pearson (1934),
-    and those could lie at `least` or at 100.
-    """
-    others = 1 - ((1 - LEVEL) / 2) ** (1 / clusters)
-    return value + others * (least - value), value + others * (100.0 - value)
 
 
 def clustered_share(right: ArrayLike, clusters: Sequence[Hashable], groups: Sequence[Hashable] | None = None) -> Number:
