@@ -108,10 +108,8 @@ def cumulative(starts: ArrayLike, clusters: Sequence[Hashable], places: Iterable
 
     Columns: position, share, low, high, n; the rest is as in `share_within`, so a curve may end below 1.
     """
-    rows = []
-    for place in places:
-        number = share_within(starts, clusters, place)
-        rows.append((place, number.value, number.low, number.high, number.n))
+    numbers = {place: share_within(starts, clusters, place) for place in places}
+    rows = [(place, number.value, number.low, number.high, number.n) for place, number in numbers.items()]
     return pd.DataFrame(rows, columns=["position", "share", "low", "high", "n"])
 
 
