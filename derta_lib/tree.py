@@ -320,10 +320,11 @@ def use_tree_attention(model: Any) -> None:
     model.set_attn_implementation("tree_eager" if current == "eager" or not model._supports_sdpa else "tree_sdpa")
 
 
-def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
+def hidden_states(model: Any, packed: Pack, made: list[States] | None = None) -> torch.Tensor:
     """Last hidden states [L, d] of a pack; position ids restart at every fork, attention follows the branches.
 
-    Raises DertaError for a row that is longer than the model's context, and for a token that it has no embedding for.
+    A list `made` is given each layer's keys and values. Raises DertaError for a row that is longer than the model's
+    context, and for a token that it has no embedding for.
     """
     check_length(model, int(packed.positions.max()) + 1)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -333,7 +334,8 @@ def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
         input_ids=packed.ids[None].to(model.device),
         position_ids=packed.positions[None].to(model.device),
         laid=layout(packed, model),
-        **{"use_cache": False, **kwargs},
+        made=made,
+        use_cache=False,
     )
     return output.last_hidden_state[0]
 
