@@ -122,20 +122,14 @@ def difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed
     are alike, by Clopper and Pearson (1934). n is the number of pairs. With one cluster there is no interval. Raises
     DertaError when lengths differ, nothing is there, or a value is not finite.
     """
-    return _clustered(a, b, clusters, None, -100.0, seed)
+    return _clustered(a, b, clusters, [0] * len(clusters), -100.0, seed)
 
 
 def _clustered(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: Sequence[Hashable],
-    groups: Sequence[Hashable] | None,
-    least: float,
-    seed: int = 0,
+    a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], groups: Sequence[Hashable], least: float, seed: int = 0
 ) -> Number:
-    """`difference`, where a pair can give from `least` to 100 points."""
+    """`difference` by groups, where a pair can give from `least` to 100 points."""
     ours, theirs = _finite(a, "a"), _finite(b, "b")
-    groups = [0] * ours.size if groups is None else groups
     if not ours.size == theirs.size == len(clusters) == len(groups):
         raise DertaError(
             f"difference() needs both values, cluster and group of each pair: {ours.size}, {theirs.size}, "
@@ -169,6 +163,7 @@ def clustered_share(right: ArrayLike, clusters: Sequence[Hashable], groups: Sequ
     """Share of outcomes that are True (with `groups`, the mean of the groups' shares), with the interval of
     `difference`: by a bootstrap of whole clusters.
     """
+    groups = [0] * len(clusters) if groups is None else groups
     points = _clustered(right, np.zeros(len(clusters)), clusters, groups, 0.0)
     low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
     return Number(points.value / 100, "rate", points.n, low, high)
