@@ -128,16 +128,10 @@ class Bin:
         self.masks.clear()
 
     def attend(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        scaling: float,
-        window: int | None,
-        eager: Eager | None,
+        self, layer: int, states: Sequence[torch.Tensor], scaling: float, window: int | None, eager: Eager | None
     ) -> torch.Tensor:
         """Attention [n, 1, H, d] of a step's query [n, H, 1, d]; its key and value [n, H_kv, 1, d] are kept."""
+        query, key, value = states
         (first_keys, first_values), (keys, values) = self.shared[layer], self.own[layer]
         keys[:, :, self.end - 1] = key[:, :, 0].transpose(0, 1)
         values[:, :, self.end - 1] = value[:, :, 0].transpose(0, 1)
@@ -196,15 +190,10 @@ class RowCache:
         self.bins = [each for each, part in zip(self.bins, parts, strict=True) if part.any()]
 
     def attend(
-        self,
-        layer: int,
-        states: Sequence[torch.Tensor],
-        scaling: float | None,
-        window: int | None,
-        eager: Eager | None,
+        self, layer: int, states: Sequence[torch.Tensor], scaling: float | None, window: int | None, eager: Eager | None
     ) -> torch.Tensor:
         """Attention [B, 1, H, d] of a step's query, key and value, [B, heads, 1, d] each, kept in the bins."""
         sizes = [len(each) for each in self.bins]
         scaling = scaling or states[0].shape[-1] ** -0.5
         parts = zip(self.bins, *(each.split(sizes) for each in states), strict=True)
-        return torch.cat([one.attend(layer, q, k, v, scaling, window, eager) for one, q, k, v in parts])
+        return torch.cat([one.attend(layer, part, scaling, window, eager) for one, *part in parts])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any
 
 from derta_lib.errors import DertaError, first_line
 
@@ -18,9 +18,8 @@ on every day.
 """
 
 
-class Message(TypedDict):
-    role: str
-    content: str
+Message = dict[str, str]
+"""A turn: its `role` and its `content`."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +155,8 @@ def chat_of(tokenizer: Any) -> Chat:
     writes an answer elsewhere than behind its generation prompt.
     """
     name = _name(tokenizer)
-    user: Message = {"role": "user", "content": PROBE_QUERY}
-    answer: Message = {"role": "assistant", "content": PROBE_ANSWER}
+    rules = {"role": "system", "content": PROBE_SYSTEM}
+    user, answer = {"role": "user", "content": PROBE_QUERY}, {"role": "assistant", "content": PROBE_ANSWER}
     opening, whole = written(tokenizer, [user]), written(tokenizer, [user, answer], open_answer=False)
     if PROBE_QUERY not in opening or PROBE_ANSWER not in whole:
         raise DertaError(f"The chat template of '{name}' does not print what it is given; mend the template.")
@@ -178,12 +177,8 @@ def chat_of(tokenizer: Any) -> Chat:
     end = closing[0] if closing else tokenizer.eos_token_id
     if end is None:
         raise DertaError(f"The tokenizer of '{name}' has no end-of-turn token; set tokenizer.eos_token.")
-    return Chat(tokenizer, opening, lead, end, _prints_system(tokenizer, user))
-
-
-def _prints_system(tokenizer: Any, user: Message) -> bool:
-    rules: Message = {"role": "system", "content": PROBE_SYSTEM}
     try:
-        return PROBE_SYSTEM in written(tokenizer, [rules, user], open_answer=False)
+        system = PROBE_SYSTEM in written(tokenizer, [rules, user], open_answer=False)
     except DertaError:  # it refuses such a turn
-        return False
+        system = False
+    return Chat(tokenizer, opening, lead, end, system)

@@ -197,7 +197,7 @@ def _prefill(
     for batch in _filled(bins, lambda _, plan: plan.columns, PACK_TOKENS):
         packed = pack([[Row(tuple(prompts[number]))] for plan in batch for number in plan.prompts])
         made: list[States] = []
-        hidden = hidden_states(model, packed, made=made)
+        hidden = hidden_states(model, packed, made)
         states.append(hidden[[path[-1] for path in packed.paths]])
         paths = iter(packed.paths)
         filled.extend(Bin(made, list(islice(paths, len(plan.prompts))), len(plan.shared), room) for plan in batch)

@@ -10,8 +10,6 @@ _NUMBER = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+")
 _STATED_NUMBER = re.compile(
     r"(?:####|\bfinal answer\b|\banswer(?: is|:)|\\boxed)[^\n\d]{0,40}?(" + _NUMBER.pattern + ")", re.I
 )
-
-
 _SUM = re.compile(r"(?:\s*[-+*/×÷]\s*\$?(?:" + _NUMBER.pattern + r"))+\s*=\s*\$?(" + _NUMBER.pattern + ")")
 
 

@@ -3,7 +3,7 @@
 Values are percentages as printed. Each file's first line, a comment, says where it stands in the paper.
 """
 
-from importlib.resources import files
+from pathlib import Path
 
 import pandas as pd
 
@@ -27,12 +27,11 @@ WORDS = {
 
 def table(name: str) -> pd.DataFrame:
     """One of the paper's tables, such as "table4_components"; raises UsageError listing the known names."""
-    folder = files("derta_lib") / "paper"
-    known = sorted(entry.name.removesuffix(".csv") for entry in folder.iterdir() if entry.name.endswith(".csv"))
+    folder = Path(__file__).with_name("paper")
+    known = sorted(path.stem for path in folder.glob("*.csv"))
     if name not in known:
         raise UsageError(f"There is no table '{name}' of the paper here; the known ones are {', '.join(known)}.")
-    with (folder / f"{name}.csv").open(encoding="utf-8") as handle:
-        return pd.read_csv(handle, comment="#")
+    return pd.read_csv(folder / f"{name}.csv", comment="#")
 
 
 def main_results() -> pd.DataFrame:

@@ -30,8 +30,7 @@ class RefusalToken:
 
 def refusal_token(chat: Chat, word: str = REFUSAL) -> RefusalToken:
     """The `fixed` rule: the token follows the context, so that a refusal is never glued to the text before it."""
-    newline = chat.tokenizer("\n", add_special_tokens=False).input_ids[-1]
-    period = chat.tokenizer(".", add_special_tokens=False).input_ids[-1]
+    newline, period = (chat.tokenizer(text, add_special_tokens=False).input_ids[-1] for text in ("\n", "."))
     return RefusalToken(
         chat=chat,
         start=chat.continuation_ids(word, None)[0],

@@ -9,14 +9,13 @@ import re
 import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import linear_sum_assignment
 
 from derta_lib.errors import DertaError
 from derta_lib.records import content_key, read_jsonl
@@ -65,24 +64,13 @@ class Response:
         return content_key(self.model, self.method, self.attack, self.prompt, self.response)
 
 
-@dataclass(frozen=True)
-class Release:
-    """All responses that count, and `files`: one row a file with what was read, kept and left out.
+def read_release(release_dir: str | Path) -> tuple[list[Response], pd.DataFrame]:
+    """All responses under `release_dir`, each question once per model, method and attack; and a report, a row a file.
 
-    Columns of `files`: file, attack, model, method, rows, kept, repeated (a question that the same file or an
-    earlier one of the cell has answered), unmatched (kept, though no question was found), missing (questions
-    without a response).
-    """
-
-    responses: tuple[Response, ...] = field(repr=False)
-    files: pd.DataFrame
-
-
-def read_release(release_dir: str | Path) -> Release:
-    """Read results/ and prompts/ under `release_dir`, every file, each question once per model, method and attack.
-
-    Files of other folders than those of the paper's attacks and tasks are listed as "not read". Raises DertaError when
-    the folder is not a copy of the release, or naming the file and line that cannot be read.
+    Columns of the report: file, attack ("not read" for one of another folder than those of the paper's attacks and
+    tasks), model, method, rows, kept, repeated (a question that the same file or an earlier one of the cell has
+    answered), unmatched (kept, though no question was found), missing (questions without a response). Raises
+    DertaError when the folder is not a copy of the release, or naming the file and line that cannot be read.
     """
     folder = Path(release_dir)
     prompts = next((path for path in (folder / "prompts", folder / "data/test") if path.is_dir()), None)
@@ -91,7 +79,7 @@ def read_release(release_dir: str | Path) -> Release:
             f"{folder}: this is no copy of the authors' release, which has folders results and prompts (or data/test); "
             "clone https://github.com/RobustNLP/DeRTa and name the clone, or leave release_dir empty."
         )
-    matchers = _matchers(prompts)
+    questions, opening = _questions(prompts)
     responses: list[Response] = []
     report: list[dict[str, Any]] = []
     seen: dict[tuple[str, str, str], set[str]] = {}
@@ -102,12 +90,11 @@ def read_release(release_dir: str | Path) -> Release:
             report.append({"file": name, "attack": "not read", "model": "", "method": ""} | dict.fromkeys(_COUNTS, 0))
             continue
         model, method = _model(path.name)
-        asked = ASKED.get(attack, matchers[attack].size)
         done = seen.setdefault((model, method, attack), set())
         count = dict.fromkeys(_COUNTS, 0)
         for line, row in _rows(path):
             try:
-                response = _response(row, model, method, attack, matchers[attack])
+                response = _response(row, model, method, attack, questions[attack], opening)
             except (KeyError, TypeError, AttributeError):
                 raise DertaError(f"{path}, line {line}: this is not a row of {attack}; take a new copy.") from None
             count["rows"] += 1
@@ -119,11 +106,11 @@ def read_release(release_dir: str | Path) -> Release:
             count["kept"] += 1
             count["unmatched"] += response.question is None
             responses.append(response)
-        count["missing"] = asked - len(done)
+        count["missing"] = ASKED.get(attack, len(questions[attack])) - len(done)
         report.append({"file": name, "attack": attack, "model": model, "method": method} | count)
     if not responses:
         raise DertaError(f"{folder}/results: there is not one response here; take a new copy of the release.")
-    return Release(tuple(responses), pd.DataFrame(report))
+    return responses, pd.DataFrame(report)
 
 
 _COUNTS = ("rows", "kept", "repeated", "unmatched", "missing")
@@ -185,62 +172,28 @@ def _rows(path: Path) -> list[tuple[int, Any]]:
     return rows
 
 
-_Find = Callable[[str], tuple[str, int] | None]
-"""The question of a prompt (or of a row that starts with one), and where the prompt ends."""
-
-
-@dataclass(frozen=True)
-class _Matcher:
-    size: int
-    find: _Find = field(repr=False)
-
-
 def _letters(text: str) -> str:
     return re.sub(r"\W+", "", text).casefold()
 
 
-def _questions(path: Path) -> list[str]:
-    return [row["question"] for _, row in read_jsonl(path, required=("question",))]
+def _questions(prompts: Path) -> tuple[dict[str, dict[str, str]], re.Pattern[str]]:
+    """The questions of each attack and task, by the letters that ask for them, and how CompletingAttack's prompts read.
 
+    White space, which some files have lost, never matters.
+    """
 
-def _matchers(prompts: Path) -> dict[str, _Matcher]:
-    """A matcher for each attack and task. White space, which some files have lost, never matters."""
-    questions = _questions(prompts / "safety_illegal_instructions_200.json")
-    by_letters = {_letters(question): question for question in questions}
+    def read(name: str) -> list[str]:
+        return [row["question"] for _, row in read_jsonl(prompts / f"{name}.json", required=("question",))]
 
-    def asked_for(prompt: str) -> tuple[str, int] | None:
-        text = _letters(prompt)
-        key = max((key for key in by_letters if key in text), key=len, default=None)
-        return None if key is None else (by_letters[key], len(prompt))
-
-    def on_the_stack(prompt: str) -> tuple[str, int] | None:  # CodeAttack pushes the request word by word, last first
-        words = reversed(re.findall(r'\.append\("(.*?)"\)', prompt))
-        question = by_letters.get(_letters("".join(words)))
-        return None if question is None else (question, len(prompt))
-
-    declared = _questions(prompts / "safety_completionattack.json")
-    starts = [re.compile(r"\s*" + r"\s*".join(map(re.escape, "".join(text.split())))) for text in declared]
-    asks = [questions[i] for i in _assign(declared, questions)]
-
-    def declaration(text: str) -> tuple[str, int] | None:
-        return next(
-            ((ask, hit.end()) for ask, start in zip(asks, starts, strict=True) if (hit := start.match(text))), None
-        )
-
-    finders: dict[str, _Find] = dict.fromkeys(ATTACKS.values(), asked_for)
-    finders |= {"CodeAttack": on_the_stack, "CompletingAttack": declaration}
-    matchers = {attack: _Matcher(len(questions), find) for attack, find in finders.items()}
+    asked, declared = read("safety_illegal_instructions_200"), read("safety_completionattack")
+    by_letters = {_letters(question): question for question in asked}
+    questions = dict.fromkeys(ATTACKS.values(), by_letters)
+    pairs = zip(map(_letters, declared), _assign(declared, asked), strict=True)
+    questions["CompletingAttack"] = {letters: asked[place] for letters, place in pairs}
     for file, task in (("gsm8k_500", "GSM8K"), ("mmlu_500", "MMLU"), ("alpaca_eval_300", "AlpacaEval")):
-        texts = {_letters(text): text for text in _questions(prompts / f"helpfulness_{file}.json")}
-        matchers[task] = _Matcher(len(texts), partial(_exact, texts))
-    return matchers
-
-
-def _exact(texts: dict[str, str], prompt: str) -> tuple[str, int] | None:
-    # some files put a frame around a GSM8K or MMLU question
-    frame = r"\A\s*(?:Choose the correct option for the given question\.)?\s*(?:Question:)?|Answer:\s*\Z"
-    question = texts.get(_letters(re.sub(frame, "", prompt)))
-    return None if question is None else (question, len(prompt))
+        questions[task] = {_letters(question): question for question in read(f"helpfulness_{file}")}
+    starts = (r"\s*" + r"\s*".join(map(re.escape, "".join(text.split()))) for text in declared)
+    return questions, re.compile("|".join(starts))
 
 
 def _assign(declared: list[str], questions: list[str]) -> np.ndarray:
@@ -248,15 +201,10 @@ def _assign(declared: list[str], questions: list[str]) -> np.ndarray:
 
     The two files have different orders. Words are compared by their first six letters.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    words = [{word[:6] for word in re.findall(r"[a-z0-9]{3,}", text.lower())} for text in (*declared, *questions)]
-    vocabulary = {word: i for i, word in enumerate(sorted(set().union(*words)))}
-    counts = np.zeros((len(words), len(vocabulary)))
-    for row, found in zip(counts, words, strict=True):
-        row[[vocabulary[word] for word in found]] = 1
-    shared = (counts[: len(declared)] / counts.sum(axis=0)) @ counts[len(declared) :].T
-    shared /= (counts[len(declared) :] / counts.sum(axis=0)).sum(axis=1)
+    words = pd.Series([*declared, *questions]).str.lower().str.findall(r"([a-z0-9]{3,6})[a-z0-9]*")
+    held = words.str.join(" ").str.get_dummies(" ").to_numpy()
+    ours, theirs = held[: len(declared)], held[len(declared) :]
+    shared = (ours / held.sum(axis=0)) @ theirs.T / (theirs / held.sum(axis=0)).sum(axis=1)
     return linear_sum_assignment(shared, maximize=True)[1]
 
 
@@ -265,22 +213,26 @@ _PAIR = re.compile(
 )
 
 
-def _response(row: Any, model: str, method: str, attack: str, matcher: _Matcher) -> Response:
+def _response(
+    row: Any, model: str, method: str, attack: str, questions: dict[str, str], opening: re.Pattern[str]
+) -> Response:
     answer, found = None, None
     if attack == "PAIR":
         parts = _PAIR.search(row)
         if parts is None:
             raise KeyError("Goal")
         found = parts["response"] is not None
-        prompt, response = parts["prompt"] or "", parts["response"] or ""
-        match = matcher.find(parts["goal"])
+        asks, prompt, response = parts["goal"], parts["prompt"] or "", parts["response"] or ""
     elif attack == "CompletingAttack":
-        match = matcher.find(row)
-        end = match[1] if match else 0
-        prompt, response = row[:end], row[end:]
+        begun = opening.match(row)
+        asks = prompt = begun[0] if begun else ""
+        response = row[len(prompt) :]
     else:
-        prompt = row["question"] if "question" in row else row["instruction"]
+        asks = prompt = row["question"] if "question" in row else row["instruction"]
         response, answer = row["response"], row.get("answer")
-        match = matcher.find(prompt)
-    question, query = (content_key(_letters(match[0])), match[0]) if match else (None, "")
+    if attack == "CodeAttack":  # it pushes the request word by word, last first
+        asks = "".join(reversed(re.findall(r'\.append\("(.*?)"\)', prompt)))
+    letters = _letters(asks)
+    query = questions.get(max((key for key in questions if key in letters), key=len, default=""), "")
+    question = content_key(_letters(query)) if query else None
     return Response(model, method, attack, question, query, prompt, response.strip(), answer, found)

@@ -85,15 +85,10 @@ def deviation(table: pd.DataFrame) -> pd.DataFrame:
     PAIR is apart and not in "all": the release has only one response of each search that succeeded.
     """
     covered = table.dropna(subset=["paper", "asr"])
-    apart = {"judge": "asr", "keywords": "keywords"}
-    covered = covered.assign(**{name: (covered[column] - covered["paper"]).abs() for name, column in apart.items()})
-    groups = {name: covered[covered["attack"] == name] for name in dict.fromkeys(covered["attack"])}
-    groups["all but PAIR"] = covered[covered["attack"] != "PAIR"]
-    return pd.DataFrame(
-        {"attack": name, "cells": len(part)} | part[list(apart)].mean().to_dict()
-        for name, part in groups.items()
-        if len(part)
-    )
+    apart = covered[["asr", "keywords"]].sub(covered["paper"], axis=0).abs().assign(attack=covered["attack"])
+    whole = apart[apart["attack"] != "PAIR"].assign(attack="all but PAIR")
+    groups = pd.concat([apart, whole]).groupby("attack", sort=False, as_index=False)
+    return groups.agg(cells=("asr", "size"), judge=("asr", "mean"), keywords=("keywords", "mean"))
 
 
 def nearer(table: pd.DataFrame) -> tuple[int, int]:

@@ -9,7 +9,7 @@ import re
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 
@@ -33,53 +33,46 @@ UNREAD = "search without success"
 
 
 @dataclass(frozen=True)
-class Scores:
-    """`responses`: one row a response (columns in `score`); `grades`: one row a GSM8K or MMLU answer (`grade`);
-    `files`: the reader's report; `judge`: the judge's name and the hash of its code; `date`: when it was scored.
-    """
+class Figures:
+    """`date`: when they were made; `judge`: its name and the hash of its code; `kept`: read from the kept figures."""
 
     date: str
     judge: str
     kept: bool
-    responses: pd.DataFrame = field(repr=False)
-    grades: pd.DataFrame = field(repr=False)
-    files: pd.DataFrame = field(repr=False)
+    missing: ClassVar[str]
+    made: ClassVar[str]
 
     @property
     def says(self) -> str:
         """One sentence on where the figures come from."""
-        missing = "The authors' release was not given (parameter release_dir)"
-        of = f" They are of the files at commit {COMMIT[:7]} of the authors' repository." if self.kept else ""
-        return _says(self, missing, "Scored from the authors' release") + of
+        since = "" if self.judge.endswith(code_hash()) else ", which has changed since"
+        how = f"{self.missing}, so these are the figures kept" if self.kept else self.made
+        return f"{how} on {self.date} (judge: {self.judge}{since})."
 
 
 @dataclass(frozen=True)
-class Validation:
-    """`table`: the refusal detector and the judge against XSTest's human labels; `error`: the judge's on its unsafe
-    prompts; `judge`: its name and the hash of its code.
+class Scores(Figures):
+    """`responses`: one row a response (columns in `score`); `grades`: one row a GSM8K or MMLU answer (`grade`);
+    `files`: the reader's report.
     """
 
-    date: str
-    judge: str
-    kept: bool
+    responses: pd.DataFrame = field(repr=False)
+    grades: pd.DataFrame = field(repr=False)
+    files: pd.DataFrame = field(repr=False)
+    missing = f"The authors' release (commit {COMMIT[:7]} of their repository) was not given (parameter release_dir)"
+    made = "Scored from the authors' release"
+
+
+@dataclass(frozen=True)
+class Validation(Figures):
+    """`table`: the refusal detector and the judge against XSTest's human labels; `error`: the judge's on its unsafe
+    prompts.
+    """
+
     table: pd.DataFrame
     error: JudgeError
-
-    @property
-    def says(self) -> str:
-        """One sentence on where the figures come from."""
-        return _says(self, "XSTest was not given (parameter xstest_dir)", "Measured on XSTest's completions")
-
-
-def _named(judge: Judge) -> str:
-    """The judge's name and the hash of its code."""
-    return f"{judge.name} {code_hash()}"
-
-
-def _says(figures: Scores | Validation, missing: str, made: str) -> str:
-    since = "" if figures.judge.endswith(code_hash()) else ", which has changed since"
-    how = f"{missing}, so these are the figures kept" if figures.kept else made
-    return f"{how} on {figures.date} (judge: {figures.judge}{since})."
+    missing = "XSTest was not given (parameter xstest_dir)"
+    made = "Measured on XSTest's completions"
 
 
 def open_scores(release_dir: str = "") -> Scores:
@@ -89,10 +82,11 @@ def open_scores(release_dir: str = "") -> Scores:
         return Scores(kept["date"], kept["judge"], True, *(_unpack(**kept[name]) for name in _FRAMES))
     if release_dir == "download":
         release_dir = str(download_release(cache_dir() / f"derta_release-{COMMIT[:8]}"))
-    release, judge = read_release(Path(release_dir).expanduser()), judges.build()
-    safety = [response for response in release.responses if response.attack in paper.ATTACKS]
-    graded = [response for response in release.responses if response.attack in ("GSM8K", "MMLU")]
-    return Scores(today(), _named(judge), False, score(safety, judge), grade(graded), release.files)
+    (responses, files), judge = read_release(Path(release_dir).expanduser()), judges.build()
+    safety = [response for response in responses if response.attack in paper.ATTACKS]
+    graded = [response for response in responses if response.attack in ("GSM8K", "MMLU")]
+    named = f"{judge.name} {code_hash()}"
+    return Scores(today(), named, False, score(safety, judge), grade(graded), files)
 
 
 def open_validation(xstest_dir: str = "") -> Validation:
@@ -103,7 +97,8 @@ def open_validation(xstest_dir: str = "") -> Validation:
         return Validation(kept["date"], kept["judge"], True, table, JudgeError(**kept["error"]))
     rows, judge = read_xstest(Path(xstest_dir).expanduser()), judges.build()
     held_out = score_xstest(rows[~rows["development"]], judge)
-    return Validation(today(), _named(judge), False, agreement(held_out), judge_error(held_out))
+    named = f"{judge.name} {code_hash()}"
+    return Validation(today(), named, False, agreement(held_out), judge_error(held_out))
 
 
 def score(responses: list[Response], judge: Judge) -> pd.DataFrame:
@@ -210,33 +205,25 @@ def judge_error(rows: pd.DataFrame) -> JudgeError:
 _COMMON = {"what", "which", "how", "someo", "make", "creat", "with", "that", "help", "could", "tell", "give", "write"}
 
 
-def keep(scores: Scores, validation: Validation, path: Path | str = KEPT) -> Path:
-    """Write verdicts, positions, grades and figures by hashed id as JSON, a line a cell, without any text."""
-    frames = {}
-    for name in _FRAMES:
-        values, cells = _pack(getattr(scores, name))
-        lines = ",\n".join(canonical(cell) for cell in cells)
-        frames[name] = f'{{"values":{canonical(values)},"cells":[\n{lines}]}}'
-    packed = ",\n".join(f'"{name}":{text}' for name, text in frames.items())
-    known = canonical({"date": scores.date, "judge": scores.judge})
-    table = validation.table.astype(object).where(validation.table.notna(), None).to_dict("records")  # JSON has no NaN
-    xstest = {"date": validation.date, "judge": validation.judge, "table": table, "error": asdict(validation.error)}
-    return write_text(path, f'{{"release":{known[:-1]},\n{packed}}},\n"xstest":{canonical(xstest)}}}\n')
-
-
 _FRAMES = ("responses", "grades", "files")
 
 
-def _pack(frame: pd.DataFrame) -> tuple[dict[str, list], list[dict[str, Any]]]:
+def keep(scores: Scores, validation: Validation, path: Path | str = KEPT) -> Path:
+    """Write verdicts, positions, grades and figures by hashed id as JSON, without any text."""
+    release = {"date": scores.date, "judge": scores.judge} | {name: _pack(getattr(scores, name)) for name in _FRAMES}
+    table = validation.table.astype(object).where(validation.table.notna(), None).to_dict("records")  # JSON has no NaN
+    xstest = {"date": validation.date, "judge": validation.judge, "table": table, "error": asdict(validation.error)}
+    return write_text(path, canonical({"release": release, "xstest": xstest}) + "\n")
+
+
+def _pack(frame: pd.DataFrame) -> dict[str, Any]:
     """The distinct values of each column, and for each cell its rows as indices into them (-1 where blank)."""
-    columns = [name for name in frame if name not in CELL]
-    coded = {name: pd.factorize(frame[name]) for name in columns}
-    codes = pd.DataFrame({name: code for name, (code, _) in coded.items()})
+    coded = {name: pd.factorize(column) for name, column in frame.drop(columns=CELL).items()}
     cells = [
-        dict(zip(CELL, names, strict=True)) | {name: codes[name].iloc[place].tolist() for name in columns}
+        dict(zip(CELL, names, strict=True)) | {name: codes[place].tolist() for name, (codes, _) in coded.items()}
         for names, place in frame.groupby(CELL, sort=False).indices.items()
     ]
-    return {name: list(values.tolist()) for name, (_, values) in coded.items()}, cells
+    return {"values": {name: values.tolist() for name, (_, values) in coded.items()}, "cells": cells}
 
 
 def _unpack(values: dict[str, list], cells: list[dict[str, Any]]) -> pd.DataFrame:

@@ -108,10 +108,8 @@ def cumulative(starts: ArrayLike, clusters: Sequence[Hashable], places: Iterable
 
     Columns: position, share, low, high, n; the rest is as in `share_within`, so a curve may end below 1.
     """
-    rows = []
-    for place in places:
-        number = share_within(starts, clusters, place)
-        rows.append((place, number.value, number.low, number.high, number.n))
+    numbers = {place: share_within(starts, clusters, place) for place in places}
+    rows = [(place, number.value, number.low, number.high, number.n) for place, number in numbers.items()]
     return pd.DataFrame(rows, columns=["position", "share", "low", "high", "n"])
 
 
@@ -121,23 +119,17 @@ def difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed
     `a`, `b` and `clusters` have one entry a pair: the outcomes (0/1 or shares) of two methods on the same item, and
     the question the item belongs to (items of one question are not independent). Percentile interval, Efron and
     Tibshirani (1993), chapter 13, expanded for few clusters as by Hesterberg (2015), section 5.3; where all clusters
-    are alike, `_all_alike`. n is the number of pairs. With one cluster there is no interval. Raises DertaError when
-    lengths differ, nothing is there, or a value is not finite.
+    are alike, by Clopper and Pearson (1934). n is the number of pairs. With one cluster there is no interval. Raises
+    DertaError when lengths differ, nothing is there, or a value is not finite.
     """
-    return _clustered(a, b, clusters, None, -100.0, seed)
+    return _clustered(a, b, clusters, [0] * len(clusters), -100.0, seed)
 
 
 def _clustered(
-    a: ArrayLike,
-    b: ArrayLike,
-    clusters: Sequence[Hashable],
-    groups: Sequence[Hashable] | None,
-    least: float,
-    seed: int = 0,
+    a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], groups: Sequence[Hashable], least: float, seed: int = 0
 ) -> Number:
-    """`difference`, where a pair can give from `least` to 100 points."""
+    """`difference` by groups, where a pair can give from `least` to 100 points."""
     ours, theirs = _finite(a, "a"), _finite(b, "b")
-    groups = [0] * ours.size if groups is None else groups
     if not ours.size == theirs.size == len(clusters) == len(groups):
         raise DertaError(
             f"difference() needs both values, cluster and group of each pair: {ours.size}, {theirs.size}, "
@@ -158,26 +150,20 @@ def _clustered(
             parts.append(np.nanmean((drawn @ sums) / (drawn @ sizes), axis=1))
     means = np.concatenate(parts)
     if np.ptp(means) < 1e-9:
-        return Number(value, "points", ours.size, *_all_alike(value, len(sums), least))
+        # other clusters may not have been drawn: by Clopper and Pearson (1934) less than this share of all have another
+        # value, and those could lie at `least` or at 100
+        others = 1 - ((1 - LEVEL) / 2) ** (1 / len(sums))
+        return Number(value, "points", ours.size, value + others * (least - value), value + others * (100.0 - value))
     tail = norm.cdf(-math.sqrt(len(sums) / (len(sums) - 1)) * t.ppf((1 + LEVEL) / 2, len(sums) - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Number(value, "points", ours.size, float(low), float(high))
-
-
-def _all_alike(value: float, clusters: int, least: float) -> tuple[float, float]:
-    """Bounds for a mean, in points, over clusters that all had this value: others may not have been drawn.
-
-    The share of clusters that have another is below 1 − ((1 − LEVEL) / 2)^(1 / clusters) by Clopper and Pearson (1934),
-    and those could lie at `least` or at 100.
-    """
-    others = 1 - ((1 - LEVEL) / 2) ** (1 / clusters)
-    return value + others * (least - value), value + others * (100.0 - value)
 
 
 def clustered_share(right: ArrayLike, clusters: Sequence[Hashable], groups: Sequence[Hashable] | None = None) -> Number:
     """Share of outcomes that are True (with `groups`, the mean of the groups' shares), with the interval of
     `difference`: by a bootstrap of whole clusters.
     """
+    groups = [0] * len(clusters) if groups is None else groups
     points = _clustered(right, np.zeros(len(clusters)), clusters, groups, 0.0)
     low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
     return Number(points.value / 100, "rate", points.n, low, high)

@@ -4,13 +4,14 @@ Every method of the paper is a composition of two terms (equation 2):
 
     L(θ) = −E log P(r | q, r̂_{<k}) − λ E Σ_{t=1..|r̂|} log P(sorry | q, r̂_{<t})
 
-`mle` is the first, with k uniform in 0..|r̂| (methods with a prefix) or k = 0 (equation 1); `rto(..)` the second.
+`Encoder.mle` is the first, with k uniform in 0..|r̂| (methods with a prefix) or k = 0 (equation 1); `Encoder.rto` the
+second.
 """
 
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from derta_lib.chat import Chat, ask
@@ -80,73 +81,8 @@ one; its ablations drop a term and keep DeRTa's data.
 """
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A triple with its prompt q and r̂ as token ids, and the fork k in 0..|r̂|; r's ids depend on what it follows."""
-
-    prompt: tuple[int, ...]
-    safe: str
-    harmful: tuple[int, ...]
-    k: int
-
-
 SEAM = 2
 """Tokens by which r may grow where it goes on behind r̂ instead of opening a turn."""
-
-Term = Callable[[Encoded, "Encoder", random.Random], Row]
-
-
-def mle(triple: Encoded, encoder: "Encoder", rng: random.Random) -> Row:
-    """−log P(r | q, r̂_{<k}) over the tokens of r and its end token."""
-    before = triple.prompt + triple.harmful[: triple.k]
-    response = encoder.chat.continuation_ids(triple.safe, triple.harmful[triple.k - 1] if triple.k else None)
-    encoder.count_cut("safe response", len(response), encoder.max_length - len(before))
-    return supervise_response(before, response, encoder.chat.end, encoder.max_length)
-
-
-def rto(keep: float, weight: float, count: bool, skip_fork: bool) -> Term:
-    """−log P(sorry | q, r̂_{<t}) for t = 1..|r̂|, on a random share `keep` of the response's own tokens.
-
-    Exactly m = max(1, round(keep · n)) of the n sites are drawn without replacement and weigh weight · n / m,
-    so the sum is unbiased and no triple loses all of its sites. With `count` (the token mean) they weigh
-    `weight` and add m to the denominator. `skip_fork` leaves the context r̂_{<k} to MLE, unless it is the only one.
-    """
-
-    def term(triple: Encoded, encoder: "Encoder", rng: random.Random) -> Row:
-        last = len(triple.prompt) - 1
-        everywhere = range(len(triple.harmful))
-        sites = [t for t in everywhere if not (skip_fork and t == triple.k)] or list(everywhere)
-        kept = sorted(rng.sample(sites, max(1, round(keep * len(sites)))))
-        each = weight if count else weight * len(sites) / len(kept)
-        return Row(
-            ids=triple.prompt + triple.harmful,
-            sites=tuple(
-                Site(last + t, encoder.refusal.at(triple.harmful[t - 1] if t else None), each, "rto") for t in kept
-            ),
-            count=float(len(kept)) if count else 0.0,
-        )
-
-    return term
-
-
-def supervise_response(before: Sequence[int], response: Sequence[int], end: int, max_length: int) -> Row:
-    """MLE sites over a response and its end token behind `before`; a response cut at `max_length` has no end."""
-    room = max_length - len(before)
-    targets = [*response[:room], end] if len(response) <= room else response[:room]
-    start = len(before) - 1
-    return Row(
-        ids=(*before, *response[:room]),
-        sites=tuple(Site(start + i, target, 1.0, "mle") for i, target in enumerate(targets)),
-        count=float(len(targets)),
-    )
-
-
-def terms_of(method: str, preset: Preset) -> tuple[Term, ...]:
-    """The terms a method is composed of; raises UsageError for an unknown method."""
-    check_known("method", method, METHODS)
-    if not METHODS[method].rto:
-        return (mle,)
-    return mle, rto(preset.keep, preset.weight, preset.mean == "sites", not preset.both_at_fork)
 
 
 class Encoder:
@@ -154,15 +90,13 @@ class Encoder:
 
     `max_length` bounds a row. Texts are cut at their right end: r̂ to what r leaves it, but never below half of
     the room behind the prompt, then r; a cut response gets no end token. A row whose prompt alone is too long is
-    refused. `report` counts rows, and cuts by kind.
+    refused. `report` counts rows, and cuts by kind. Raises UsageError for an unknown method.
     """
 
     def __init__(self, chat: Chat, method: str, preset: Preset, max_length: int) -> None:
-        self.chat = chat
-        self.terms = terms_of(method, preset)
-        self.prefix = METHODS[method].prefix
+        check_known("method", method, METHODS)
+        self.chat, self.method, self.preset, self.max_length = chat, METHODS[method], preset, max_length
         self.refusal: RefusalToken = bare_refusal_token(chat) if preset.glued else refusal_token(chat)
-        self.max_length = max_length
         self.report: Counter[str] = Counter()
 
     def rows(self, example: Triple | Pair, seed: str) -> list[Row]:
@@ -174,16 +108,55 @@ class Encoder:
         if isinstance(example, Pair):
             response = self.response("response", example.id, example.response)
             self.count_cut("response", len(response), room)
-            return [supervise_response(prompt, response, self.chat.end, self.max_length)]
+            return [self._supervised(prompt, response)]
         rng = random.Random(seed)
         harmful = self.response("harmful response", example.id, example.harmful)
         safe = self.response("safe response", example.id, example.safe)
         left = max(room // 2, room - len(safe) - SEAM)
         self.count_cut("harmful response", len(harmful), left)
         harmful = harmful[:left]
-        k = rng.randint(0, len(harmful)) if self.prefix else 0
-        encoded = Encoded(prompt, example.safe, tuple(harmful), k)
-        return [term(encoded, self, rng) for term in self.terms]
+        k = rng.randint(0, len(harmful)) if self.method.prefix else 0
+        rows = [self.mle(prompt, harmful, k, example.safe)]
+        return [*rows, self.rto(prompt, harmful, k, rng)] if self.method.rto else rows
+
+    def mle(self, prompt: Sequence[int], harmful: Sequence[int], k: int, safe: str) -> Row:
+        """−log P(r | q, r̂_{<k}) over the tokens of r and its end token; r's ids depend on what it follows."""
+        before = (*prompt, *harmful[:k])
+        response = self.chat.continuation_ids(safe, harmful[k - 1] if k else None)
+        self.count_cut("safe response", len(response), self.max_length - len(before))
+        return self._supervised(before, response)
+
+    def rto(self, prompt: Sequence[int], harmful: Sequence[int], k: int, rng: random.Random) -> Row:
+        """−log P(sorry | q, r̂_{<t}) for t = 1..|r̂|, on a random share `keep` of the response's own tokens.
+
+        Exactly m = max(1, round(keep · n)) of the n sites are drawn without replacement and weigh λ · n / m, so the
+        sum is unbiased and no triple loses all of its sites. For the token mean they weigh λ and add m to the
+        denominator. Unless the preset has both at the fork, the context r̂_{<k} is left to MLE, if it is not the only
+        one.
+        """
+        everywhere = range(len(harmful))
+        sites = [t for t in everywhere if t != k or self.preset.both_at_fork] or everywhere
+        kept = sorted(rng.sample(sites, max(1, round(self.preset.keep * len(sites)))))
+        counted = self.preset.mean == "sites"
+        weight = self.preset.weight if counted else self.preset.weight * len(sites) / len(kept)
+        return Row(
+            ids=(*prompt, *harmful),
+            sites=tuple(
+                Site(len(prompt) - 1 + t, self.refusal.at(harmful[t - 1] if t else None), weight, "rto") for t in kept
+            ),
+            count=float(len(kept)) if counted else 0.0,
+        )
+
+    def _supervised(self, before: Sequence[int], response: Sequence[int]) -> Row:
+        """MLE sites over a response and its end token behind `before`; a response cut at `max_length` has no end."""
+        room = self.max_length - len(before)
+        targets = [*response[:room], self.chat.end] if len(response) <= room else response[:room]
+        start = len(before) - 1
+        return Row(
+            ids=(*before, *response[:room]),
+            sites=tuple(Site(start + i, target, 1.0, "mle") for i, target in enumerate(targets)),
+            count=float(len(targets)),
+        )
 
     def prompt(self, example: Triple | Pair) -> tuple[tuple[int, ...], int]:
         """Ids of an example's query, counted as a row, and the tokens left behind them.

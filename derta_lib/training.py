@@ -90,7 +90,7 @@ def schedule(triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -
 
     each = recipe.triples * METHODS[recipe.method].triples
     helpful = recipe.triples * 2 * recipe.helpful
-    safety, manners = deal(triples, each * recipe.steps), deal(pairs, helpful * recipe.steps) if helpful else []
+    safety, manners = deal(triples, each * recipe.steps), deal(pairs, helpful * recipe.steps)
     order: list[Example] = []
     for step in range(recipe.steps):
         batch = [*safety[step * each : (step + 1) * each], *manners[step * helpful : (step + 1) * helpful]]

@@ -8,7 +8,7 @@ of the tokens that a group of rows brought in, against those on their paths; til
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -43,52 +43,30 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Block:
-    """G tiles of attention, with at most Q query and K key tokens, as indices into the pack.
-
-    `queries`: int64 [G, Q], `keys`: int64 [G, K], `mask`: float32 [G, Q, K], 0 where a query sees a key, else −inf
-    (a padded query sees one key, so that no softmax is empty).
-    """
-
-    queries: torch.Tensor
-    keys: torch.Tensor
-    mask: torch.Tensor
-
-
-@dataclass(frozen=True)
 class Pack:
-    """Groups of rows laid out as one sequence of L tokens with S sites.
+    """Groups of rows laid out as one sequence of L tokens with S sites, and as blocks of tiles for attention.
 
     `ids`, `positions` (depth in the tree): int64 [L]; `paths`: for each row, the indices of its tokens;
-    `order`: int64 [L], where each token's attention lies in the flattened outputs of the `blocks`, end to end;
+    `masks`: a block each, G tiles of at most Q query and K key tokens, float32 [G, Q, K], 0 where a query sees a key,
+    else −inf (a padded query sees one key, so that no softmax is empty); `queries`, `keys`: int64 [M] and [N], the
+    tokens in all tiles, end to end; `order`: int64 [L], where each token stands among the queries; `padding`: the
+    other places;
     `sites`, `targets`, `tasks` (index into TASKS): int64 [S]; `weights`: float32 [S]; `count`: denominator.
     """
 
     ids: torch.Tensor
     positions: torch.Tensor
     paths: list[np.ndarray]
-    blocks: list[Block]
+    masks: list[torch.Tensor]
+    queries: torch.Tensor
+    keys: torch.Tensor
     order: torch.Tensor
+    padding: torch.Tensor
     sites: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
     tasks: torch.Tensor
     count: float
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A pack's blocks on a device, with the indices of all their queries and keys end to end: int64 [M] and [N].
-
-    `order` [L]: where each token stands among the queries; `padding`: the other places; `depths` [L]: the positions.
-    """
-
-    blocks: list[Block]
-    depths: torch.Tensor
-    order: torch.Tensor
-    queries: torch.Tensor
-    keys: torch.Tensor
-    padding: torch.Tensor
 
 
 def pack(groups: Sequence[Sequence[Row]]) -> Pack:
@@ -126,13 +104,17 @@ def pack(groups: Sequence[Sequence[Row]]) -> Pack:
         for tile in batch:
             order[tile.queries] = start + np.arange(len(tile.queries))
             start += width
+    queries, keys, masks = zip(*map(_block, batches), strict=True)
     where, targets, weights, tasks = zip(*sites, strict=True) if sites else ((), (), (), ())
     return Pack(
         ids=torch.tensor(ids, dtype=torch.long),
         positions=torch.tensor(depths, dtype=torch.long),
         paths=paths,
-        blocks=[_block(batch) for batch in batches],
+        masks=[torch.from_numpy(mask) for mask in masks],
+        queries=torch.from_numpy(np.concatenate(queries)),
+        keys=torch.from_numpy(np.concatenate(keys)),
         order=torch.from_numpy(order),
+        padding=torch.from_numpy(np.delete(np.arange(start), order)),
         sites=torch.tensor(where, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
         weights=torch.tensor(weights, dtype=torch.float32),
@@ -199,7 +181,8 @@ def _batches(tiles: Iterable[_Tile]) -> list[list[_Tile]]:
     return batches
 
 
-def _block(tiles: Sequence[_Tile]) -> Block:
+def _block(tiles: Sequence[_Tile]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The query and key tokens of tiles side by side, end to end, and their mask."""
     shape = len(tiles), max(len(tile.queries) for tile in tiles), max(len(tile.keys) for tile in tiles)
     queries, keys = np.zeros(shape[:2], dtype=np.int64), np.zeros((shape[0], shape[2]), dtype=np.int64)
     mask = np.full(shape, -np.inf, dtype=np.float32)
@@ -208,7 +191,7 @@ def _block(tiles: Sequence[_Tile]) -> Block:
         queries[number, :asked], keys[number, :known] = tile.queries, tile.keys
         mask[number, :asked, :known][tile.visible] = 0.0
         mask[number, asked:, 0] = 0.0
-    return Block(*(torch.from_numpy(array) for array in (queries, keys, mask)))
+    return queries.ravel(), keys.ravel(), mask
 
 
 def tree_attention(
@@ -218,7 +201,7 @@ def tree_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    laid: Layout | None = None,
+    laid: Pack | None = None,
     made: list[States] | None = None,
     rows: RowCache | None = None,
     scaling: float | None = None,
@@ -247,17 +230,19 @@ def tree_attention(
     asked = _Arranged.apply(by_token[0], laid.queries, laid.order, None)
     # index_select, because its backward pass is several times as fast as that of indexing
     flat = [asked, *(states.index_select(0, laid.keys) for states in by_token[1:])]
-    outputs, ends = [], [0, 0, 0]
-    for block in laid.blocks:
-        tiles = []
-        for role, index in enumerate((block.queries, block.keys, block.keys)):
-            mine = flat[role].narrow(0, ends[role], index.numel())
-            tiles.append(mine.view(*index.shape, -1, (query, key, value)[role].shape[-1]).transpose(1, 2))
-            ends[role] += index.numel()
-        mask = block.mask[:, None]
+    if sliding_window is not None:  # the depths of queries and keys go along
+        flat += [laid.positions[index] for index in (laid.queries, laid.keys)]
+    lengths = [[len(mask) * mask.shape[side] for mask in laid.masks] for side in (1, 2, 2, 1, 2)]
+    outputs = []
+    for mask, *parts in zip(laid.masks, *map(torch.split, flat, lengths), strict=True):
+        tiles = [
+            part.view(len(mask), -1, states.shape[1], states.shape[3]).transpose(1, 2)
+            for part, states in zip(parts, (query, key, value), strict=False)
+        ]
         if sliding_window is not None:
-            far = laid.depths[block.queries][:, :, None] - laid.depths[block.keys][:, None, :] >= sliding_window
-            mask = mask.masked_fill(far[:, None], -torch.inf)
+            asked, known = parts[3].view(len(mask), -1, 1), parts[4].view(len(mask), 1, -1)
+            mask = mask.masked_fill(asked - known >= sliding_window, -torch.inf)
+        mask = mask[:, None]
         output = eager(*tiles, mask)[0] if eager else _grouped_attention(tiles, mask, scaling, dropout)
         outputs.append(output.flatten(0, 1))
     result = _Arranged.apply(torch.cat(outputs).flatten(1), laid.order, laid.queries, laid.padding)
@@ -335,10 +320,11 @@ def use_tree_attention(model: Any) -> None:
     model.set_attn_implementation("tree_eager" if current == "eager" or not model._supports_sdpa else "tree_sdpa")
 
 
-def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
+def hidden_states(model: Any, packed: Pack, made: list[States] | None = None) -> torch.Tensor:
     """Last hidden states [L, d] of a pack; position ids restart at every fork, attention follows the branches.
 
-    Raises DertaError for a row that is longer than the model's context, and for a token that it has no embedding for.
+    A list `made` is given each layer's keys and values. Raises DertaError for a row that is longer than the model's
+    context, and for a token that it has no embedding for.
     """
     check_length(model, int(packed.positions.max()) + 1)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -348,7 +334,8 @@ def hidden_states(model: Any, packed: Pack, **kwargs: Any) -> torch.Tensor:
         input_ids=packed.ids[None].to(model.device),
         position_ids=packed.positions[None].to(model.device),
         laid=layout(packed, model),
-        **{"use_cache": False, **kwargs},
+        made=made,
+        use_cache=False,
     )
     return output.last_hidden_state[0]
 
@@ -369,18 +356,8 @@ def check_length(model: Any, tokens: int) -> None:
         )
 
 
-def layout(packed: Pack, model: Any) -> Layout:
-    """What `tree_attention` is told of a pack, on the model's device and in its precision."""
-    device = model.device
-    blocks = [Block(b.queries.to(device), b.keys.to(device), b.mask.to(device, model.dtype)) for b in packed.blocks]
-    queries, keys = (torch.cat([getattr(b, name).flatten() for b in blocks]) for name in ("queries", "keys"))
-    padding = torch.ones(len(queries), dtype=torch.bool)
-    padding[packed.order] = False
-    return Layout(
-        blocks=blocks,
-        depths=packed.positions.to(device),
-        order=packed.order.to(device),
-        queries=queries,
-        keys=keys,
-        padding=padding.nonzero()[:, 0].to(device),
-    )
+def layout(packed: Pack, model: Any) -> Pack:
+    """The pack as `tree_attention` reads it: on the model's device, with masks in the model's precision."""
+    names = ("positions", "queries", "keys", "order", "padding")
+    moved: dict[str, Any] = {name: getattr(packed, name).to(model.device) for name in names}
+    return replace(packed, masks=[mask.to(model.device, model.dtype) for mask in packed.masks], **moved)

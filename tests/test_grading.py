@@ -75,7 +75,7 @@ def test_released_answers_give_the_papers_accuracy() -> None:
     from derta_lib.release_tables import helpfulness
     from derta_lib.rescore import grade
 
-    responses = read_release(os.environ["DERTA_RELEASE_DIR"]).responses
+    responses, _ = read_release(os.environ["DERTA_RELEASE_DIR"])
     table = helpfulness(grade([response for response in responses if response.attack in ("GSM8K", "MMLU")]))
     told = table.dropna(subset="paper").assign(gap=lambda frame: frame["difference"].abs())
     assert len(told) == 18

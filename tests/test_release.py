@@ -113,8 +113,8 @@ def scores(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Scores:
 
 
 def test_every_file_is_read_and_its_questions_found(folder: Path) -> None:
-    release = read_release(folder)
-    report = release.files.set_index(["attack", "model", "method"])
+    responses, files = read_release(folder)
+    report = files.set_index(["attack", "model", "method"])
     counts = {names: row for names, row in zip(report.index, report.to_dict("records"), strict=True) if row["kept"]}
     assert counts["JailbreakChat", "LLaMA3-70B", "vanilla"]["repeated"] == 1
     assert counts["CompletingAttack", "LLaMA3-8B", "derta"] | {"file": ""} == {
@@ -124,19 +124,19 @@ def test_every_file_is_read_and_its_questions_found(folder: Path) -> None:
     assert counts["CodeAttack", "GPT-4", "official"]["missing"] == 0
     assert counts["GSM8K", "LLaMA3-8B", "vanilla"]["unmatched"] == 0
     assert counts["AlpacaEval", "LLaMA3-8B", "dpo"]["kept"] == 1
-    mmlu = release.files[release.files["attack"] == "MMLU"]
+    mmlu = files[files["attack"] == "MMLU"]
     assert sorted(mmlu["kept"]) == [0, 4]  # the .list holds the same rows as the .json
     assert sorted(mmlu["repeated"]) == [0, 4]
-    for response in release.responses:
+    for response in responses:
         craft = next((craft for craft in CRAFTS if craft in response.response + response.prompt), "")
         if response.attack in ("JailbreakChat", "CompletingAttack", "PAIR") and response.question:
             assert craft in response.query
-    code = [response for response in release.responses if response.attack == "CodeAttack"]
+    code = [response for response in responses if response.attack == "CodeAttack"]
     assert [response.query for response in code] == QUESTIONS[::-1]
 
 
 def test_completion_is_cut_from_its_prompt(folder: Path) -> None:
-    completions = [r for r in read_release(folder).responses if r.attack == "CompletingAttack"]
+    completions = [r for r in read_release(folder)[0] if r.attack == "CompletingAttack"]
     assert [r.response for r in completions] == ["Sorry, I cannot.", "take wax.", "Something else entirely"]
     assert completions[2].question is None
 
@@ -150,7 +150,7 @@ def test_a_completion_is_judged_behind_its_prompt_and_nothing_else_is(folder: Pa
             self.items += items
             return super().judge(items)
 
-    safety = [r for r in read_release(folder).responses if r.attack in paper.ATTACKS]
+    safety = [r for r in read_release(folder)[0] if r.attack in paper.ATTACKS]
     judge = Seen()
     score(safety, judge)
     by_id = {r.id: r for r in safety}
@@ -164,8 +164,8 @@ def test_a_completion_is_judged_behind_its_prompt_and_nothing_else_is(folder: Pa
 
 
 def test_no_repr_shows_text(folder: Path, scores: Scores) -> None:
-    release = read_release(folder)
-    shown = repr(release) + repr(release.responses) + repr(scores) + str(release.responses[0])
+    responses, files = read_release(folder)
+    shown = repr(responses) + repr(files) + repr(scores) + str(responses[0])
     assert "craft" not in shown
     assert not any(word in shown for word in ("candle", "basket", "wool", "Sorry", "Shape"))
 
@@ -193,7 +193,7 @@ def test_what_cannot_be_read_is_named(folder: Path, path: str, content: str, mes
 
 def test_other_files_are_listed_as_not_read(folder: Path) -> None:
     lines(folder / "results/oversafety/Llama-3-8B_derta.json", [{"question": "", "response": ""}])
-    report = read_release(folder).files
+    _, report = read_release(folder)
     assert report[report["attack"] == "not read"]["file"].tolist() == ["results/oversafety/Llama-3-8B_derta.json"]
 
 
@@ -207,7 +207,7 @@ def test_download_keeps_results_and_prompts(folder: Path, tmp_path_factory: pyte
     archive = shutil.make_archive(str(repository.parent / "main"), "zip", repository.parent, repository.name)
     got = download_release(repository.parent / "cache/release", Path(archive).as_uri())
     assert sorted(path.name for path in got.iterdir()) == ["data", "results"]
-    assert len(read_release(got).responses) == len(read_release(repository).responses)
+    assert read_release(got)[0] == read_release(repository)[0]
     with pytest.raises(DertaError, match="could not be fetched"):
         download_release(repository.parent / "cache/other", Path(archive + "x").as_uri())
     assert [path.name for path in (repository.parent / "cache").iterdir()] == ["release"]
@@ -477,8 +477,7 @@ real = pytest.mark.skipif(
 @real
 @pytest.mark.slow
 def test_the_real_release() -> None:
-    release = read_release(os.environ["DERTA_RELEASE_DIR"])
-    report = release.files
+    responses, report = read_release(os.environ["DERTA_RELEASE_DIR"])
     assert len(report) == 105
     assert (report["rows"] == report["kept"] + report["repeated"]).all()
     assert report["unmatched"].sum() == 5
@@ -488,7 +487,7 @@ def test_the_real_release() -> None:
         ("AutoDAN", "LLaMA3-8B", "vanilla"): 2,
         ("JailbreakChat", "LLaMA3-70B", "derta"): 25,
     }
-    safety = [r for r in release.responses if r.attack in paper.ATTACKS]
+    safety = [r for r in responses if r.attack in paper.ATTACKS]
     scored = score(safety, judges.build("labelled"))
     spread = release_tables.deviation(release_tables.cells(scored)).set_index("attack")
     assert spread.loc["all but PAIR", "cells"] == 42

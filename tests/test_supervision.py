@@ -16,7 +16,7 @@ from derta_lib.chat import Chat, chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.loss import site_losses, weighted_sum
-from derta_lib.supervision import METHODS, PRESETS, Encoded, Encoder, Preset, preset, rto
+from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset, preset
 from derta_lib.tree import pack, use_tree_attention
 
 EQUATION_2 = Preset(keep=1.0, weight=1.0, mean="mle", glued=False, both_at_fork=True)
@@ -75,11 +75,9 @@ def test_equation_2_by_brute_force(model: Any) -> None:
 
 
 def rto_row(chat: Chat, length: int, k: int, seed: int = 0, **options: Any) -> Any:
-    encoded = Encoded((3, 4, 5), "Sorry.", tuple(range(10, 10 + length)), k)
-    encoder = Encoder(chat, "derta", EQUATION_2, 200)
-    return rto(**{"keep": 0.15, "weight": 0.3, "count": False, "skip_fork": True, **options})(
-        encoded, encoder, random.Random(seed)
-    )
+    preset = replace(EQUATION_2, **{"keep": 0.15, "weight": 0.3, "both_at_fork": False, **options})
+    harmful = range(10, 10 + length)
+    return Encoder(chat, "derta", preset, 200).rto((3, 4, 5), harmful, k, random.Random(seed))
 
 
 @pytest.mark.parametrize(("length", "keep"), [(4, 0.5), (5, 0.15), (6, 1.0), (7, 0.3)])
@@ -114,15 +112,15 @@ def test_draws_are_uniform(chat: Chat) -> None:
 def test_no_triple_loses_all_its_sites(chat: Chat) -> None:
     for length in range(1, 8):
         for k in range(length + 1):
-            for skip in (True, False):
-                row = rto_row(chat, length, k, keep=1e-6, skip_fork=skip)
+            for both in (False, True):
+                row = rto_row(chat, length, k, keep=1e-6, both_at_fork=both)
                 assert len(row.sites) == 1
-                places = 1 if length == 1 else length - (skip and k < length)
+                places = 1 if length == 1 else length - (not both and k < length)
                 assert row.sites[0].weight == pytest.approx(0.3 * places)
 
 
 def test_fork_is_left_to_mle_or_has_two_targets(chat: Chat) -> None:
-    skipped, both = rto_row(chat, 6, 2, keep=1.0), rto_row(chat, 6, 2, keep=1.0, skip_fork=False)
+    skipped, both = rto_row(chat, 6, 2, keep=1.0), rto_row(chat, 6, 2, keep=1.0, both_at_fork=True)
     assert [s.position - 2 for s in skipped.sites] == [0, 1, 3, 4, 5]
     assert [s.position - 2 for s in both.sites] == [0, 1, 2, 3, 4, 5]
 

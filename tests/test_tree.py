@@ -254,11 +254,12 @@ def test_shared_starts_are_computed_once_and_packs_have_no_padding() -> None:
 def test_each_token_sees_its_ancestors_alone(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tree, "TILE", tile)
     packed = pack(forest())
-    asked = torch.cat([block.queries.flatten() for block in packed.blocks])[packed.order]
-    np.testing.assert_array_equal(asked, np.arange(len(packed.ids)))
+    np.testing.assert_array_equal(packed.queries[packed.order], np.arange(len(packed.ids)))
+    assert sorted([*packed.order.tolist(), *packed.padding.tolist()]) == list(range(len(packed.queries)))
+    blocks = packed.keys.split([len(mask) * mask.shape[2] for mask in packed.masks])
     places = [
-        known[where == 0] for block in packed.blocks
-        for known, mask in zip(block.keys, block.mask, strict=True) for where in mask
+        known[where == 0] for keys, mask in zip(blocks, packed.masks, strict=True)
+        for known, tile in zip(keys.view(len(mask), -1), mask, strict=True) for where in tile
     ]  # fmt: skip
     seen = np.zeros((len(packed.ids), len(packed.ids)), dtype=bool)
     for token, place in enumerate(packed.order):

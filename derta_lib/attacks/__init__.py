@@ -56,9 +56,7 @@ def build(
         case "pair":
             if attacker is None or judge is None:
                 raise UsageError("pair: it needs a model that writes prompts and one that grades; pass both.")
-            return pair.Pair(
-                attacker, judge, max_new_tokens, streams, iterations, attempts=attempts, attacker_tokens=attacker_tokens
-            )
+            return pair.Pair(attacker, judge, max_new_tokens, **search)
         case "autodan":
             if judge is None or isinstance(judge, Target):
                 raise UsageError("autodan: it stops at a judge's verdict; pass a verdict judge.")

@@ -98,22 +98,24 @@ class AutoDAN:
         best: Attempt | None = None
         for step in tqdm(range(self.steps), "autodan", leave=False, unit="generation", disable=None):
             scores = self._fitness(behaviour, texts, target, seen)
-            leader = texts[max(range(len(texts)), key=scores.__getitem__)]
+            ranked = [text for _, text in sorted(zip(scores, texts, strict=True), key=lambda pair: -pair[0])]
             course.append(max(scores))
-            prompt = embed(leader, behaviour.query)
+            prompt = embed(ranked[0], behaviour.query)
             if best is None or prompt != best.prompt:
                 [response] = target.respond([prompt], self.max_new_tokens)
                 count["target_calls"] += 1
-                best = Attempt(behaviour, prompt, response, {"success": self._unsafe(behaviour, prompt, response)})
+                [verdict] = self.judge.judge([Item(behaviour.id, behaviour.query, response, prompt_text(prompt))])
+                best = Attempt(behaviour, prompt, response, {"success": verdict.unsafe is True})
             if best.details["success"] or step == self.steps - 1:
                 break
-            stay, others = self._ranked(texts, scores)
+            elites = max(1, round(self.elites * self.population))
+            others = ranked[elites:]
             if step % self.sentence_steps == 0:
                 children = self._bred(texts, scores, len(others), rng)
             else:
                 words = word_scores(texts, scores, words)
                 children = [reword(text, words, self.crossover, rng) for text in others]
-            texts = stay + self._mutate(children, self.mutation, rng, count)
+            texts = ranked[:elites] + self._mutate(children, self.mutation, rng, count)
         assert best is not None
         budget = {"population": self.population, "steps": self.steps, "steps_used": len(course), "fitness": course}
         counted = ("target_calls", "mutator_calls", "mutations_failed")
@@ -133,16 +135,6 @@ class AutoDAN:
         found = target.log_likelihood(prompts, [target_opening(behaviour)] * len(new)) if new else []
         seen.update(zip(new, found, strict=True))
         return [seen[text] for text in texts]
-
-    def _unsafe(self, behaviour: Behaviour, prompt: Prompt, response: str) -> bool:
-        [verdict] = self.judge.judge([Item(behaviour.id, behaviour.query, response, prompt_text(prompt))])
-        return verdict.unsafe is True
-
-    def _ranked(self, texts: list[str], scores: list[float]) -> tuple[list[str], list[str]]:
-        """The elites, and the others, each by falling fitness."""
-        order = sorted(range(len(texts)), key=lambda index: -scores[index])
-        stay = max(1, round(self.elites * self.population))
-        return [texts[index] for index in order[:stay]], [texts[index] for index in order[stay:]]
 
     def _bred(self, texts: list[str], scores: list[float], many: int, rng: random.Random) -> list[str]:
         """Children of parents drawn by the softmax of their fitness, crossed in pairs."""

@@ -57,16 +57,13 @@ class Stream:
 
     def prompt(self, retry: int, opened: bool) -> Prompt:
         again = f"\n(Retry {retry}: your last answer was not one JSON object with both texts.)" if retry else ""
-        turns: tuple[Message, ...] = ({"role": "system", "content": self.system}, *self.history)
-        asked: Message = {"role": "user", "content": self.message + again}
-        return Prompt(messages=(*turns, asked), prefill=(LATER if self.history else FIRST) if opened else "")
+        rules, asked = {"role": "system", "content": self.system}, {"role": "user", "content": self.message + again}
+        opening = LATER if self.history else FIRST
+        return Prompt(messages=(rules, *self.history, asked), prefill=opening if opened else "")
 
     def told(self, answer: str, message: str, keep_last_n: int) -> None:
         """Keep the exchange that just ended, drop all but the last n, and set the next message."""
-        exchange: list[Message] = [
-            {"role": "user", "content": self.message},
-            {"role": "assistant", "content": answer},
-        ]
+        exchange = [{"role": "user", "content": self.message}, {"role": "assistant", "content": answer}]
         self.history = (self.history + exchange)[-2 * keep_last_n :]
         self.message = message
 
@@ -159,7 +156,7 @@ class Pair:
     ) -> list[int]:
         told = [(prompt_text(prompt), answer) for prompt, answer in zip(prompts, responses, strict=True)]
         if isinstance(self.judge, Target):
-            system: Message = {"role": "system", "content": JUDGE.format(goal=behaviour.query)}
+            system = {"role": "system", "content": JUDGE.format(goal=behaviour.query)}
             shown = [ask(GRADED.format(prompt=text, answer=answer)) for text, answer in told]
             asked = [Prompt(messages=(system, *one.messages)) for one in shown]
             grades = [parse_score(answer) for answer in self.judge.respond(asked, 20)]

@@ -11,7 +11,6 @@ from derta_lib.judges import DEFAULT, Item, build
 from derta_lib.models import model_key
 from derta_lib.records import check_output, read_jsonl, write_in_parts
 
-REQUIRED = ("id", "query", "response")
 PART = 64
 """Responses judged between two savings of what there is."""
 
@@ -25,7 +24,7 @@ def read_items(path: Path | str) -> list[Item]:
     """
     items: list[Item] = []
     seen: dict[str | int, int] = {}
-    for number, row in read_jsonl(path, required=REQUIRED):
+    for number, row in read_jsonl(path, required=("id", "query", "response")):
         where = f"{path}, line {number}"
         if number > len(items) + 1:
             raise DertaError(f"{path}, line {len(items) + 1}: a blank line; each line is a response, so take it out.")

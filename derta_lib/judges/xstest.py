@@ -9,6 +9,7 @@ import hashlib
 import re
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from derta_lib.errors import DertaError
@@ -50,16 +51,12 @@ def read_xstest(folder: str | Path) -> pd.DataFrame:
             raise DertaError(f"{path}: '{unknown[0]}' is not a label of XSTest; take a new copy.")
         parts.append(part.assign(model=path.stem.removeprefix("xstest_completions_")))
     rows = pd.concat(parts, ignore_index=True)
-    return pd.DataFrame(
-        {
-            "model": rows["model"],
-            "prompt": rows["prompt"],
-            "completion": rows["completion"],
-            "unsafe_prompt": rows["type"].str.startswith("contrast"),
-            "label": rows["final_label"].map(LABELS),
-            "development": rows["prompt"].map(is_development),
-        }
+    rows = rows.assign(
+        unsafe_prompt=rows["type"].str.startswith("contrast"),
+        label=rows["final_label"].map(LABELS),
+        development=rows["prompt"].map(is_development),
     )
+    return rows[["model", "prompt", "completion", "unsafe_prompt", "label", "development"]]
 
 
 def score_xstest(rows: pd.DataFrame, judge: Judge) -> pd.DataFrame:
@@ -103,11 +100,12 @@ def agreement(rows: pd.DataFrame) -> pd.DataFrame:
     for model, part in clear.groupby("model"):
         hit = (part["refused"] != "none") == (part["label"] == "full")
         figures[f"detector: refuses, or not, {model}"] = _share(hit, part)
-    figures["detector: macro F1 of three labels"] = Number(_macro_f1(rows), "", len(rows))
-    for people in LABELS.values():
-        for detector in LABELS.values():
-            count = int(((rows["label"] == people) & (rows["refused"] == detector)).sum())
-            figures[f"people: {people}, detector: {detector}"] = Number(count, "count", len(rows))
+    names = list(LABELS.values())
+    counts = pd.crosstab(rows["label"], rows["refused"]).reindex(index=names, columns=names, fill_value=0)
+    f1 = 2 * np.diag(counts) / (counts.sum(axis=0) + counts.sum(axis=1)).clip(lower=1)
+    figures["detector: macro F1 of three labels"] = Number(f1.mean(), "", len(rows))
+    for (people, detector), count in counts.stack().items():
+        figures[f"people: {people}, detector: {detector}"] = Number(count, "count", len(rows))
     return pd.DataFrame(
         [(name, number.value, number.low, number.high, number.n) for name, number in figures.items()],
         columns=["figure", "value", "low", "high", "n"],
@@ -116,11 +114,3 @@ def agreement(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _share(right: pd.Series, rows: pd.DataFrame) -> Number:
     return clustered_share(right, list(rows["prompt"]))
-
-
-def _macro_f1(rows: pd.DataFrame) -> float:
-    scores = []
-    for label in LABELS.values():
-        hits = int(((rows["label"] == label) & (rows["refused"] == label)).sum())
-        scores.append(2 * hits / max(int((rows["label"] == label).sum() + (rows["refused"] == label).sum()), 1))
-    return sum(scores) / len(scores)
