@@ -153,11 +153,12 @@ def _bounds(value: str) -> tuple[float, float]:
 def _terms(rule: Rule, results: Results) -> dict[str, Number] | None:
     """The number behind each key of the rule; None when something was not measured.
 
-    A group is averaged, unless the results hold the key as it is written, with a rate over the group's attacks (the
-    kept seeds' pool each seed's responses).
+    A group is averaged, unless the results hold a rate over all its attacks under the key without braces (the kept
+    seeds' rates pool each seed's responses).
     """
     signs = rule.signs()
-    members: dict[str, list[str]] = {key: [key] for key in signs if "{" not in key or key in results}
+    whole = {key: re.sub("[{}]", "", key) for key in signs}
+    members = {key: [name] for key, name in whole.items() if name == key or name in results}
     for group, attacks in GROUPS.items():
         keys = [key for key in signs if f"{{{group}}}" in key and key not in members]
         run = [attack for attack in attacks if all(_member(key, group, attack) in results for key in keys)]

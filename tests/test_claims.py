@@ -234,7 +234,7 @@ def test_a_group_that_the_results_hold_is_taken_as_it_stands() -> None:
     results = {f"asr/{m}/{a}": rate(k, 10) for m in ("rto", "vanilla") for a, k in (("codeattack", 1), ("pair", 3))}
     frame = claims.ledger(results).set_index("id")
     assert frame.loc[claim.id, "ours"].startswith("asr/rto/{black-box}: 20.0 % [")
-    pooled = {f"asr/{m}/{{black-box}}": rate(k, 200) for m, k in (("rto", 10), ("vanilla", 100))}
+    pooled = {f"asr/{m}/black-box": rate(k, 200) for m, k in (("rto", 10), ("vanilla", 100))}
     assert frame.loc[claim.id, "verdict"] == NOT_TESTED
     held = claims.ledger(results | pooled).set_index("id").loc[claim.id]
     assert held["verdict"] == SAME_DIRECTION
