@@ -68,7 +68,10 @@ class Chat:
 
     def response_ids(self, text: str) -> list[int]:
         """Ids of the assistant's text at the start of its turn, without the end token."""
-        return self._after(self.opening, self.lead + text) or self._ids(text)
+        found = self._after(self.opening, self.lead + text)
+        if not found and self.opening[-1:].isspace():  # alone, SentencePiece would give the text a second space
+            found = self._after("\n", text)
+        return found or self._ids(text)
 
     def continuation_ids(self, text: str, previous: int | None) -> list[int]:
         """Ids of `text` as it goes on after the token `previous` (None: at the start of the turn).

@@ -143,7 +143,12 @@ def _load(folder: Path) -> tuple[Results, dict[str, Any]]:
     told, made = folder / "results.json", folder / "manifest.json"
     parts = max((path.stat().st_mtime_ns for path in (folder / "parts").glob("*.json")), default=0)
     if told.exists() and made.exists() and min(told.stat().st_mtime_ns, made.stat().st_mtime_ns) >= parts:
-        return results.load(told), read_json(made)
+        manifest = read_json(made)
+        try:
+            _ = [{**part["parameters"], **part["records"]} for part in manifest["notebooks"].values()]
+        except (AttributeError, KeyError, TypeError):
+            raise DertaError(f"{made}: this is no manifest of a run; make the run again.") from None
+        return results.load(told), manifest
     return merge(folder)
 
 

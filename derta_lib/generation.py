@@ -143,9 +143,11 @@ def generate(model: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, 
 
     Equal to `model.generate(do_sample=False)` prompt by prompt in fp32, for a generation_config that changes no scores
     (a repetition penalty, as some models' files ask for, is not applied). Raises UsageError for no new tokens, and
-    DertaError where a prompt and its continuation are longer than the model's context.
+    DertaError for an empty prompt, and where one and its continuation are longer than the model's context.
     """
     check_whole("max_new_tokens", max_new_tokens, 1)
+    if not all(len(prompt) for prompt in prompts):
+        raise DertaError("A prompt has no tokens, so there is nothing to go on from; give it text.")
     check_length(model, max(map(len, prompts), default=0) + max_new_tokens - 1)  # the last token is not read again
     answers: list[list[int]] = [[] for _ in prompts]
     bins = plan_bins(prompts, PACK_TOKENS, CACHE_TOKENS // max_new_tokens)

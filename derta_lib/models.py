@@ -267,6 +267,7 @@ def _read(model: str, dtype: Any) -> Any:
             _refuse_gaps(get_peft_model_state_dict(adapted).keys() - held, model)
             # PEFT has frozen the base, and full-parameter training may start from this checkpoint
             loaded = adapted.merge_and_unload().requires_grad_(True)
+            loaded.name_or_path = model  # and not its base's, where a sentence names it
             for parameter in loaded.parameters():  # `.to` would round the rotary frequencies as well
                 parameter.data = parameter.data.to(dtype)
         else:

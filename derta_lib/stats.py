@@ -27,8 +27,10 @@ def rate(k: int, n: int) -> Number:
 
     Raises DertaError when n is 0 or k is not within 0..n: a rate of nothing has no value.
     """
-    if n <= 0 or not 0 <= k <= n:
-        raise DertaError(f"A rate needs 0 <= k <= n and n >= 1, here k = {k} and n = {n}; check what was counted.")
+    if n <= 0 or not 0 <= k <= n or k != int(k) or n != int(n):
+        raise DertaError(
+            f"A rate needs whole numbers, 0 <= k <= n and n >= 1, here k = {k} and n = {n}; check what was counted."
+        )
     interval = binomtest(int(k), int(n)).proportion_ci(LEVEL, method="wilson")
     return Number(k / n, "rate", int(n), max(0.0, float(interval.low)), min(1.0, float(interval.high)))
 
@@ -88,7 +90,7 @@ def pooled_share(right: ArrayLike, clusters: Sequence[Hashable]) -> Number:
     held = _outcomes(right)
     if held.size != len(clusters):
         raise DertaError(f"Every outcome needs its cluster: {held.size} and {len(clusters)} are there.")
-    codes = pd.factorize(pd.Series(clusters))[0]
+    codes = _codes(clusters)
     k, n = np.bincount(codes, weights=held), np.bincount(codes)
     return share(held) if held.size == n.size else repeats(list(zip(k, n, strict=True)))
 
@@ -135,7 +137,7 @@ def _clustered(
             f"difference() needs both values, cluster and group of each pair: {ours.size}, {theirs.size}, "
             f"{len(clusters)} and {len(groups)} are there; leave out what has no counterpart."
         )
-    cluster, group = (pd.factorize(pd.Series(labels))[0] for labels in (clusters, groups))
+    cluster, group = (_codes(labels) for labels in (clusters, groups))
     sums, sizes = np.zeros((2, cluster.max() + 1, group.max() + 1))
     np.add.at(sums, (cluster, group), 100 * (ours - theirs))
     np.add.at(sizes, (cluster, group), 1)
@@ -235,9 +237,10 @@ def corrected_rate(k: int, n: int, judge: JudgeError) -> Number:
     """Success rate k / n corrected for the judge's error, to be shown beside the raw rate.
 
     Estimate: (k/n + Sp - 1) / (Se + Sp - 1), Rogan and Gladen (1978), cut to [0, 1]. Interval: Lang and Reiczigel
-    (2014), which counts the uncertainty of Se and Sp as well. Raises DertaError as `rate` does.
+    (2014), which counts the uncertainty of Se and Sp as well, cut likewise; the raw rate's where nothing is left.
+    Raises DertaError as `rate` does.
     """
-    rate(k, n)
+    raw = rate(k, n)
     se, sp = judge.hits / judge.unsafe, judge.passes / judge.safe
     value = float(np.clip((k / n + sp - 1) / (se + sp - 1), 0, 1))
     z = float(norm.ppf((1 + LEVEL) / 2))
@@ -249,7 +252,14 @@ def corrected_rate(k: int, n: int, judge: JudgeError) -> Number:
     shift = 2 * z * z * (centre * v_se - (1 - centre) * v_sp)
     half = z * np.sqrt(p * (1 - p) / n_ + centre**2 * v_se + (1 - centre) ** 2 * v_sp) / youden
     low, high = np.clip([centre + shift - half, centre + shift + half], 0, 1)
+    if low == high:  # all of it lay outside: the rate and the judge's error contradict each other
+        low, high = raw.low, raw.high
     return Number(value, "rate", int(n), min(value, float(low)), max(value, float(high)))
+
+
+def _codes(labels: Sequence[Hashable]) -> np.ndarray:
+    """A number for each label; None is one as well."""
+    return pd.factorize(pd.Series(labels, dtype=object), use_na_sentinel=False)[0]
 
 
 def _finite(values: ArrayLike, name: str) -> np.ndarray:

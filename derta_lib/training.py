@@ -195,7 +195,7 @@ class SiteTrainer(Trainer):
 
 class Progress(TrainerCallback):
     """A progress bar with the numbers `logged`, and the seconds of each step in the log. Raises DertaError for a number
-    that is not finite, and says that the `rate` is to be lowered.
+    that is not finite, and at the end for such a weight, and says that the `rate` is to be lowered.
     """
 
     def __init__(self, name: str, logged: Sequence[str], rate: str = "learning_rate") -> None:
@@ -220,8 +220,13 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(1)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.bar.close()
+        if not all(weight.isfinite().all() for weight in model.parameters() if weight.requires_grad):
+            raise DertaError(
+                f"The last step, {state.global_step}, left weights that are not finite: the training diverged; lower "
+                f"{self.rate}."
+            )
 
 
 def prepare(model: Any, recipe: Recipe) -> Any:

@@ -17,8 +17,8 @@ import torch
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from derta_lib.cache import RowCache, States
-from derta_lib.errors import DertaError
+from derta_lib.cache import Bin, RowCache, States
+from derta_lib.errors import DertaError, first_line
 
 TASKS = ("mle", "rto")
 
@@ -72,11 +72,8 @@ class Pack:
 def pack(groups: Sequence[Sequence[Row]]) -> Pack:
     """Merge the rows of all groups on their common starts; rows of a group share their tiles of attention."""
     index: dict[tuple[int, int], int] = {}
-    ids: list[int] = []
-    depths: list[int] = []
-    paths: list[np.ndarray] = []
-    sites: list[tuple[int, int, float, int]] = []
-    tiles: list[_Tile] = []
+    ids, depths, paths = list[int](), list[int](), list[np.ndarray]()
+    sites, tiles = list[tuple[int, int, float, int]](), list[_Tile]()
     for group in groups:
         first_new = len(ids)
         group_paths = []
@@ -139,6 +136,8 @@ TOO_LARGE = (
     "Token id {} lies outside the model's {} of {} rows; "
     "the tokenizer has more tokens than the model: resize the embeddings or take the model's own tokenizer."
 )
+PROBE = 64
+"""Most tokens of a row on which a model is tried."""
 TILE = 256
 """Query tokens of a tile at most: bounds the scores held at once, and skips the keys that come after them."""
 
@@ -223,7 +222,11 @@ def tree_attention(
         eager = partial(own, module, scaling=scaling, dropout=dropout, **kwargs)
     if rows is not None:
         return rows.attend(module.layer_idx, (query, key, value), scaling, sliding_window, eager), None
-    assert laid is not None
+    if laid is None:
+        raise DertaError(
+            f"A layer of the type '{type(module).__name__}' was called without a pack: a model that attends by blocks "
+            "takes packs alone; load it once more for other use."
+        )
     if made is not None:
         made.append((key[0], value[0]))
     by_token = [states[0].transpose(0, 1).flatten(1) for states in (query, key, value)]  # each [L, heads · d]
@@ -302,7 +305,7 @@ def use_tree_attention(model: Any) -> None:
     """Let a model attend by blocks: through eager attention if it was loaded so or knows no SDPA, else through SDPA.
 
     Raises DertaError for a model that is not made of causal softmax attention, over all tokens or a sliding window:
-    there a pack would differ from its rows.
+    there a pack would differ from its rows. The configuration tells, or two short rows do (`_probe`).
     """
     current = str(model.config._attn_implementation)
     if current.startswith("tree_"):
@@ -311,13 +314,48 @@ def use_tree_attention(model: Any) -> None:
     foreign = sorted(set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"})
     if getattr(config, "use_bidirectional_attention", None):
         foreign.append("bidirectional attention")
-    if foreign or not model._supports_attention_backend:
-        what = " and ".join(foreign) or "attention of its own"
+    if not foreign:
+        training, inner = model.training, "eager" if current == "eager" or not model._supports_sdpa else "sdpa"
+        own = ["attention of its own"]
+        foreign = _probe(model.eval(), f"tree_{inner}") if model._supports_attention_backend else own
+        model.train(training)
+    if foreign:
         raise DertaError(
-            f"Models of type '{config.model_type}' use {what}, which cannot be split into branches exactly; "
-            "take a model with causal attention, full or over a sliding window (LLaMA, Mistral, Qwen, Gemma ...)."
+            f"Models of type '{config.model_type}' use {' and '.join(foreign)}, which cannot be split into branches "
+            "exactly; take a model with causal attention, full or over a sliding window (LLaMA, Mistral, Qwen, Gemma)."
         )
-    model.set_attn_implementation("tree_eager" if current == "eager" or not model._supports_sdpa else "tree_sdpa")
+
+
+@torch.no_grad()
+def _probe(model: Any, attention: str) -> list[str]:
+    """Let the model attend by `attention`, and say in words what keeps two rows from being in a pack, and a step of
+    generation behind it, what they are by themselves. The rows are longer than a short sliding window.
+    """
+    config = model.config.get_text_config()
+    known = min(model.get_input_embeddings().weight.shape[0], PROBE)
+    usable = [token for token in range(known) if token != config.pad_token_id]
+    most, window = (getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window"))
+    length = max(2, min(PROBE, most or PROBE, (window or 8) + 8))
+    row = [usable[7 * place % len(usable)] for place in range(length)]
+    rows = torch.tensor([row, [*row[: length // 2], *reversed(row[length // 2 :])]], device=model.device)
+    try:
+        decoder = model.get_decoder()
+        alone = decoder(input_ids=rows, use_cache=False).last_hidden_state
+        model.set_attn_implementation(attention)
+        packed, made = pack([[Row(tuple(ids))] for ids in rows[:, :-1].tolist()]), list[States]()
+        states = hidden_states(model, packed, made)
+        cache = RowCache([Bin(made, packed.paths, 0, 1)])
+        cache.open_column()
+        depths = torch.full_like(rows[:, -1:], length - 1)
+        step = decoder(input_ids=rows[:, -1:], position_ids=depths, rows=cache, use_cache=False).last_hidden_state
+    except torch.OutOfMemoryError:
+        raise
+    except (TypeError, AttributeError, RuntimeError, DertaError) as error:
+        return [f"layers that take no packs ({first_line(error)})"]
+    mine = torch.cat([torch.stack([states[path] for path in packed.paths]), step], 1)
+    off = torch.dist(mine.float(), alone.float()) / alone.float().norm()
+    # NaN is no difference: it has a sentence of its own where answers are read
+    return ["attention that a pack changes"] if off > (1e-3 if model.dtype == torch.float32 else 0.1) else []
 
 
 def hidden_states(model: Any, packed: Pack, made: list[States] | None = None) -> torch.Tensor:

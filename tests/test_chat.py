@@ -149,7 +149,8 @@ def test_odd_templates_by_execution(family: str, name: str) -> None:
         whole = written(real, response)
         if name == "white space of its own":  # the template's own answer stands elsewhere: generation's is kept
             whole = shown + response
-        assert " ".join(whole.split()).startswith(" ".join(text.split()).removeprefix(real.bos_token + " "))
+        # Mistral's decoder puts a space behind special tokens; nothing else may differ, white space neither
+        assert whole.removeprefix(real.bos_token).lstrip().startswith(text.removeprefix(real.bos_token).lstrip())
         assert text.endswith(response)
         assert chat.prompt_ids(ask(QUERY, response)) == prompt + chat.response_ids(response)
 

@@ -332,3 +332,12 @@ def test_changed_units_are_an_error(tmp_path):
     open_run("04_x", str(tmp_path / "b"), {}).put("speed", Number(1.0, "seconds"))
     with pytest.raises(DertaError, match="'speed' is in tokens/s in one run and in seconds"):
         compare.compare(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", '{"notebooks": {"04_x": {}}}', '{"notebooks": {"04_x": {"records": 1}}}'])
+def test_a_manifest_that_is_none_is_a_sentence(tmp_path, text):
+    a, b = run(tmp_path / "a", 0.5), run(tmp_path / "b", 0.5)
+    compare.compare(a, b)
+    (b / "manifest.json").write_text(text)
+    with pytest.raises(DertaError, match=r"b/manifest\.json: this is no manifest"):
+        compare.compare(a, b)

@@ -223,3 +223,8 @@ def test_log_likelihood_is_the_mean_over_the_continuation(loaded: tuple[Any, Any
 def test_an_empty_continuation_has_no_likelihood(loaded: tuple[Any, Any, LocalTarget]) -> None:
     with pytest.raises(UsageError, match="empty"):
         loaded[2].log_likelihood([ask("How?")], [""])
+
+
+def test_an_empty_prompt_is_a_sentence() -> None:
+    with pytest.raises(DertaError, match="no tokens"):
+        generate(tiny("llama"), [[3, 4], []], 2, set())

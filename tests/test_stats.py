@@ -301,3 +301,20 @@ def test_corrected_rate_covers_the_truth(truth: float) -> None:
 def test_judge_error_refuses_useless_judges(counts: tuple[int, int, int, int]) -> None:
     with pytest.raises(DertaError):
         JudgeError(*counts)
+
+
+def test_a_correction_that_leaves_nothing_keeps_the_raw_interval() -> None:
+    """No success in 50 where the judge flags 19 % of safe responses: Lang and Reiczigel's interval is below zero."""
+    judge, plain = JudgeError(80, 100, 81, 100), rate(0, 50)
+    number = corrected_rate(0, 50, judge)
+    assert (number.value, number.low, number.high) == (0, plain.low, plain.high)
+    number = corrected_rate(50, 50, judge)
+    assert (number.value, number.low, number.high) == (1, rate(50, 50).low, 1)
+
+
+def test_a_cluster_without_a_name_is_one_as_well() -> None:
+    named, unnamed = (difference([1, 0, 1], [0, 0, 0], [1, 2, last]) for last in (3, None))
+    assert named == unnamed
+    assert pooled_share([True, False, True], ["a", "a", None]) == pooled_share([True, False, True], ["a", "a", "b"])
+    with pytest.raises(DertaError, match="whole numbers"):
+        rate(1.5, 3)  # type: ignore[arg-type]

@@ -370,3 +370,12 @@ def test_two_processes_change_nothing(folder: str, tmp_path: Path) -> None:
     logs = [read_json(Path(place) / "derta.json")["log"] for place in (one, said[0])]
     for mine, shared in zip(*logs, strict=True):
         assert shared == pytest.approx(mine, rel=1e-4)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_last_step_that_diverges_leaves_no_checkpoint(folder: str, tmp_path, monkeypatch, rank: int) -> None:
+    """Its loss was read before the step, so that only the weights tell."""
+    monkeypatch.setenv("DERTA_CACHE", str(tmp_path))
+    with pytest.raises(DertaError, match=r"last step, 1, left weights that are not finite.* lower learning_rate"):
+        train(folder, TRIPLES, PAIRS, replace(RECIPE, steps=1, learning_rate=1e39, lora_rank=rank))
+    assert not list((tmp_path / "checkpoints").glob("*"))

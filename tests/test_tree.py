@@ -310,3 +310,40 @@ def test_parts_hold_all_groups_once_and_are_of_like_size() -> None:
     assert max(sizes) - min(sizes) <= 7
     assert [len(parts(groups, most)) for most in (1, 2, 3, 4, 9)] == [1, 2, 3, 3, 3]
     assert len(parts(groups[:1], 4)) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("phimoe", "a pack changes"),  # its window is in the mask alone
+        ("doge", "a pack changes"),  # so is its
+        ("diffllama", "a pack changes"),  # attends twice a layer, so that a step of generation finds other keys
+        ("bert", "a pack changes"),  # sees what comes later
+        ("nemotron", "take no packs"),  # its layers do not hand on what attention is told
+    ],
+)
+def test_what_the_configuration_does_not_tell_is_found_by_trying(kind: str, said: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    shape |= {"vocab_size": 61, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    shape |= {"initializer_range": 0.2}
+    if kind != "bert":
+        shape |= {"num_key_value_heads": 2}
+    if kind in ("phimoe", "doge"):
+        shape |= {"sliding_window": 6}
+    torch.manual_seed(0)
+    with pytest.raises(DertaError, match=f"'{kind}' use .*{said}"):
+        use_tree_attention(AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape)))
+
+
+def test_trying_a_model_leaves_it_in_its_mode_and_plain_use_is_a_sentence() -> None:
+    model = tiny("llama").train()
+    use_tree_attention(model)
+    assert model.training
+    with pytest.raises(DertaError, match=r"without a pack: .* load it once more"):
+        model(input_ids=torch.tensor([[3, 4, 5]]))
+    broken = tiny("llama")
+    torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
+    broken.model.norm.weight.data.fill_(torch.nan)
+    use_tree_attention(broken)  # NaN has a sentence of its own where answers are read

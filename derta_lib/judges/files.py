@@ -1,6 +1,5 @@
 """Judging a file: JSONL in, JSONL out, one line a line, nothing written before every line is read."""
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from derta_lib.errors import DertaError
 from derta_lib.judges import DEFAULT, Item, build
+from derta_lib.judges.endpoint import Endpoint
 from derta_lib.models import model_key
 from derta_lib.records import check_output, read_jsonl, write_in_parts
 
@@ -58,7 +58,8 @@ def judge_file(in_path: Path | str, out_path: Path | str, judge_name: str = DEFA
     check_output(out_path, in_path)
     judge = build(judge_name)
     model = judge_name.partition(":")[2]
-    asked = [os.environ.get(f"DERTA_JUDGE_{name}") for name in ("URL", "MODEL")]
+    target = getattr(judge, "target", None)
+    asked = [target.url, target.name] if isinstance(target, Endpoint) else []
 
     def verdicts(part: Sequence[Item]) -> Iterator[dict[str, Any]]:
         return map(asdict, judge.judge(part))
