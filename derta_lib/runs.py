@@ -98,7 +98,7 @@ class Run:
         csv = data.to_csv(index=False)
         check_name("tables", name)
         write_text(self.folder / "tables" / f"{name}.csv", csv)
-        named = {column: data[column].map(in_words) for column in ("method", "attack") if column in data}
+        named = {column: data[column].map(in_words) for column in ("method", "against", "attack") if column in data}
         shown = data.assign(**named).rename(columns=lambda column: in_words(column).replace("_", " "))
         table = shown.to_html(index=False, border=0, escape=True, na_rep="–")
         table = re.sub(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<=\bn =) (?=\d)", "\N{NO-BREAK SPACE}", table)
