@@ -333,7 +333,7 @@ def _probe(model: Any, attention: str) -> list[str]:
     """
     config = model.config.get_text_config()
     known = min(model.get_input_embeddings().weight.shape[0], PROBE)
-    usable = [token for token in range(known) if token != config.pad_token_id]
+    usable = [token for token in range(known) if token != getattr(config, "pad_token_id", None)]
     most, window = (getattr(config, name, None) for name in ("max_position_embeddings", "sliding_window"))
     length = max(2, min(PROBE, most or PROBE, (window or 8) + 8))
     row = [usable[7 * place % len(usable)] for place in range(length)]
