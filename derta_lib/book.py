@@ -218,6 +218,7 @@ def colab_notebook(source: str) -> str:
 
 def published_notebook(executed: Path, declared: Mapping[str, Parameter], folder: Path) -> str:
     """An executed notebook as its page: parameter cells hidden behind one table, default → used; no local paths."""
+    check_executed(executed)  # an unchanged one may have been edited since it ran
     notebook = nbformat.read(executed, as_version=4)
     used = read_json(folder / "parts" / f"{executed.stem}.json")["declared"]
     notebook.metadata.pop("papermill", None)

@@ -68,10 +68,8 @@ class Chat:
 
     def response_ids(self, text: str) -> list[int]:
         """Ids of the assistant's text at the start of its turn, without the end token."""
-        found = self._after(self.opening, self.lead + text)
-        if not found and self.opening[-1:].isspace():  # alone, SentencePiece would give the text a second space
-            found = self._after("\n", text)
-        return found or self._ids(text)
+        merged = self._behind_space if self.opening[-1:].isspace() else self._ids
+        return self._after(self.opening, self.lead + text) or merged(text)
 
     def continuation_ids(self, text: str, previous: int | None) -> list[int]:
         """Ids of `text` as it goes on after the token `previous` (None: at the start of the turn).
@@ -80,8 +78,9 @@ class Chat:
         """
         if previous is None:
             return self.response_ids(text)
-        anchor, joined = ("\n", text) if self.ends_in_space(previous) else (".", f" {text}")
-        return self._after(anchor, joined) or self._ids(joined)
+        if self.ends_in_space(previous):
+            return self._behind_space(text)
+        return self._after(".", f" {text}") or self._ids(f" {text}")
 
     def ends_in_space(self, token: int) -> bool:
         anchor = self._ids(".")
@@ -94,6 +93,10 @@ class Chat:
         """Ids that `text` adds behind `anchor`; empty when the two merge at the seam."""
         before, both = self._ids(anchor), self._ids(anchor + text)
         return both[len(before) :] if both[: len(before)] == before else []
+
+    def _behind_space(self, text: str) -> list[int]:
+        """Ids of `text` behind white space; alone, SentencePiece would give it one more."""
+        return self._after("\n", text) or self._ids(text)
 
     def cut(self, text: str, tokens: int) -> str:
         """The longest start of a response of at most `tokens` tokens that is tokenised to itself."""

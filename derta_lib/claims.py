@@ -38,12 +38,6 @@ SEEDS_GAP = (
 )
 UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 
-GROUPS = {
-    "black-box": paper.BLACK_BOX,
-    "white-box": paper.WHITE_BOX,
-    "attacks": paper.ATTACKS,
-    "wrappers": ("direct", *paper.ATTACKS),
-}
 CELL_POINTS = 5.0
 """A cell counts as reproduced when the paper's value lies within our interval widened by this many points."""
 
@@ -159,7 +153,7 @@ def _terms(rule: Rule, results: Results) -> dict[str, Number] | None:
     signs = rule.signs()
     whole = {key: re.sub("[{}]", "", key) for key in signs}
     members = {key: [name] for key, name in whole.items() if name == key or name in results}
-    for group, attacks in GROUPS.items():
+    for group, attacks in paper.GROUPS.items():
         keys = [key for key in signs if f"{{{group}}}" in key and key not in members]
         run = [attack for attack in attacks if all(_member(key, group, attack) in results for key in keys)]
         members |= {key: [_member(key, group, attack) for attack in run] for key in keys}
@@ -260,9 +254,9 @@ def _printed(references: Sequence[str]) -> list[str]:
 def closeness(results: Results) -> str:
     """In words: how many of the paper's cells lie near to the authors' responses, or in their intervals."""
     rows = []
-    for claim in all_claims():
-        for rule, numbers, *_ in _measured(claim, results) if claim.kind == "cell" else ():
-            printed = [paper_value(reference) for reference in claim.paper]
+    for claim in (claim for claim in all_claims() if claim.kind == "cell"):
+        printed = [paper_value(reference) for reference in claim.paper]
+        for rule, numbers, *_ in _measured(claim, results):
             near = _judge(rule, {key: Number(number.value) for key, number in numbers.items()}, printed) is True
             rows.append((rule.ours, near, _judge(replace(rule, points=0.0), numbers, printed) is True))
     cells = pd.DataFrame(rows, columns=["rate", "near", "inside"])

@@ -12,6 +12,8 @@ from derta_lib.errors import UsageError
 BLACK_BOX = ("CodeAttack", "PAIR", "JailbreakChat", "SelfCipher")
 WHITE_BOX = ("CompletingAttack", "AutoDAN")
 ATTACKS = (*BLACK_BOX, *WHITE_BOX)
+GROUPS = {"black-box": BLACK_BOX, "white-box": WHITE_BOX, "attacks": ATTACKS, "wrappers": ("direct", *ATTACKS)}
+"""Attacks whose average a claim may name; `wrappers` are the ways in which a request is put."""
 HELPFULNESS = ("GSM8K", "MMLU", "AlpacaEval")
 
 WORDS = {

@@ -85,8 +85,7 @@ def open_scores(release_dir: str = "") -> Scores:
     (responses, files), judge = read_release(Path(release_dir).expanduser()), judges.build()
     safety = [response for response in responses if response.attack in paper.ATTACKS]
     graded = [response for response in responses if response.attack in ("GSM8K", "MMLU")]
-    named = f"{judge.name} {code_hash()}"
-    return Scores(today(), named, False, score(safety, judge), grade(graded), files)
+    return Scores(today(), _named(judge), False, score(safety, judge), grade(graded), files)
 
 
 def open_validation(xstest_dir: str = "") -> Validation:
@@ -97,8 +96,12 @@ def open_validation(xstest_dir: str = "") -> Validation:
         return Validation(kept["date"], kept["judge"], True, table, JudgeError(**kept["error"]))
     rows, judge = read_xstest(Path(xstest_dir).expanduser()), judges.build()
     held_out = score_xstest(rows[~rows["development"]], judge)
-    named = f"{judge.name} {code_hash()}"
-    return Validation(today(), named, False, agreement(held_out), judge_error(held_out))
+    return Validation(today(), _named(judge), False, agreement(held_out), judge_error(held_out))
+
+
+def _named(judge: Judge) -> str:
+    """The judge's name and the hash of its code."""
+    return f"{judge.name} {code_hash()}"
 
 
 def score(responses: list[Response], judge: Judge) -> pd.DataFrame:

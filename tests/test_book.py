@@ -13,7 +13,14 @@ import yaml
 from test_runs import HOSTILE, Reader
 
 from derta_lib import pages
-from derta_lib.book import build_book, check_executed, colab_notebook, derived_config, library_files
+from derta_lib.book import (
+    build_book,
+    check_executed,
+    colab_notebook,
+    derived_config,
+    library_files,
+    published_notebook,
+)
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.results import Number
 from derta_lib.sphinx_results import shown
@@ -190,6 +197,8 @@ def test_a_cell_that_never_ran_is_found(tmp_path):
         nbformat.write(nbformat.v4.new_notebook(cells=[cell]), tmp_path / "n.ipynb")
         with pytest.raises(DertaError, match=said):
             check_executed(tmp_path / "n.ipynb")
+        with pytest.raises(DertaError, match=said):  # emptied after it ran, and taken for unchanged
+            published_notebook(tmp_path / "n.ipynb", {}, tmp_path)
 
 
 @pytest.mark.parametrize(
