@@ -21,6 +21,7 @@ import yaml
 
 from derta_lib import pages
 from derta_lib.errors import DertaError, UsageError
+from derta_lib.experiment import check_parameters
 from derta_lib.models import model_key, precision
 from derta_lib.params import RUN_DIR, Parameter, Value, parse_settings, read_parameters, read_profile, resolve
 from derta_lib.records import content_key, file_sha256, read_json, write_json, write_text
@@ -36,14 +37,17 @@ _PAGES_ONLY = ("claims", "bench_", "sphinx_", "book", "pages", "cli", "compare")
 def build_book(root: Path, profile: str, settings: Sequence[str], name: str) -> Path:
     """Execute the notebooks of the checkout `root` as run `name` and build its pages; returns the start page.
 
-    Notebooks whose source, parameters, data and library are unchanged are not executed again. Raises UsageError for a
-    bad name, profile or parameter, and DertaError (one sentence) for a failed cell or a page that does not build.
+    Notebooks whose source, parameters, data and library are unchanged are not executed again. Raises UsageError,
+    before anything is executed, for a bad name, profile or parameter, and DertaError (one sentence) for a failed cell
+    or a page that does not build.
     """
     check_name("profile", profile)
     check_name("run", name)
     notebooks = chapters(root)
     chosen = read_profile(root / "notebooks" / "profiles" / f"{profile}.yaml")
     parameters = resolve(notebooks, chosen, parse_settings(settings))
+    for values in parameters.values():
+        check_parameters(values)
     pages.check_numbers([*sorted((root / "book").rglob("*.md")), *notebooks])
     folder = root / "runs" / name
     for number, notebook in enumerate(notebooks, start=1):

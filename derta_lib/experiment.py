@@ -3,24 +3,28 @@
 The notebooks share these few steps, so each stands alone and, run after another, finds what that one has made.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from derta_lib import attacks
 from derta_lib.behaviours import load_behaviours
 from derta_lib.corpus import Corpus, concord
 from derta_lib.data import Behaviour, Pair, Triple, read_records
 from derta_lib.errors import UsageError, check_known, check_whole
 from derta_lib.evaluation import Suite, responses
-from derta_lib.supervision import METHODS
+from derta_lib.supervision import METHODS, PRESETS, preset
 from derta_lib.training import Recipe, train
 
 BASE = "base"
 """The model before any tuning."""
 DPO = "dpo"
 """Direct preference optimisation from the vanilla checkpoint, the paper's Figure 5."""
+LEAST = {"behaviours": 1, "max_new_tokens": 1, "searched": 0, "generations": 1}
+"""Smallest values of the notebooks' numbers that no recipe and no attack looks at itself."""
 
 
 def load_data(data: str, seed: int) -> Corpus:
@@ -72,7 +76,7 @@ class Experiment:
 
             vanilla = Path(self.checkpoint("vanilla"))
             return str(train_dpo(vanilla, self.corpus.triples, self.corpus.pairs, self.recipe))
-        check_known("method", method, (BASE, *METHODS, DPO))
+        check_method(method)
         preset = self.recipe.preset if weight is None else replace(self.recipe.preset, weight=weight)
         recipe = replace(self.recipe, method=method, preset=preset)
         return str(train(self.model, self.corpus.triples, self.corpus.pairs, recipe))
@@ -89,17 +93,49 @@ class Experiment:
         return responses(checkpoint, suite)
 
 
-def experiment(
-    model: str, data: str, seed: int, steps: int, learning_rate: float, behaviours: int, max_new_tokens: int
-) -> Experiment:
-    """An experiment from the parameters that all notebooks share.
+def check_method(name: str) -> None:
+    """Raise UsageError, listing the known ones, for a method that no checkpoint can be trained by."""
+    check_known("method", name, (BASE, *METHODS, DPO))
 
-    Raises UsageError for nothing to ask or to answer with, for data without a request of either kind, since nothing
-    could be said of attacks or their price, and for a request without a response to prefill.
+
+def check_parameters(parameters: Mapping[str, Any]) -> Recipe:
+    """The recipe of a notebook's parameters, all of them looked at before anything runs.
+
+    Raises UsageError for a number that is too small, and for a list that is empty, or holds an unknown name or one
+    twice.
     """
-    check_whole("behaviours", behaviours, 1)
-    check_whole("max_new_tokens", max_new_tokens, 1)
-    recipe, corpus = Recipe(steps=steps, learning_rate=learning_rate, seed=seed), load_data(data, seed)
+    for name, least in LEAST.items():
+        check_whole(name, parameters.get(name, least), least)
+    budgets = {name: parameters[name] for name in ("streams", "iterations", "population") if name in parameters}
+    for name in ("attacks", "probes"):
+        attacks.check(parameters.get(name, ()), **budgets)
+        if searches := {"pair", "autodan"} & {*parameters.get(name, ())}:
+            raise UsageError(f"{name}: {min(searches)} searches; notebook 04 runs it on `searched` requests instead.")
+    for depth in parameters.get("depths", ()):
+        attacks.check([f"prefilling-{depth}"])
+    for name in ("methods", "components"):
+        for method in parameters.get(name, ()):
+            check_method(method)
+    for each in parameters.get("presets", ()):
+        preset(each)
+    for weight in parameters.get("weights", ()):
+        replace(PRESETS["fixed"], weight=weight)
+    for name, values in parameters.items():
+        if isinstance(values, list) and (not values or len({*values}) < len(values)):
+            raise UsageError(f"{name} is {values}; it must hold something, and nothing twice.")
+    return Recipe(**{name: parameters[name] for name in ("steps", "learning_rate", "seed") if name in parameters})
+
+
+def experiment(parameters: Mapping[str, Any]) -> Experiment:
+    """An experiment from the parameters that all notebooks share: model, data, seed, steps, learning_rate, behaviours
+    and max_new_tokens. Others are looked at (`check_parameters`).
+
+    Raises UsageError, too, for data without a request of either kind, since nothing could be said of attacks or their
+    price, and for a request without a response to prefill.
+    """
+    recipe = check_parameters(parameters)
+    data = parameters["data"]
+    corpus = load_data(data, recipe.seed)
     for kind, held in {"harmful": False, "benign": True}.items():
         if all(behaviour.benign is not held for behaviour in corpus.behaviours["test"]):
             raise UsageError(
@@ -111,4 +147,4 @@ def experiment(
             f"data '{data}': behaviour '{bare[0]}' has no 'harmful' in behaviours.jsonl ({len(bare)} lack it); the "
             "notebooks prefill a response that answers the request, be it harmful or benign."
         )
-    return Experiment(model, corpus, recipe, behaviours, max_new_tokens)
+    return Experiment(parameters["model"], corpus, recipe, parameters["behaviours"], parameters["max_new_tokens"])

@@ -89,7 +89,7 @@ def measure(methods: Sequence[str], seed: int, budget: Mapping[str, Any]) -> lis
     """Train and attack the methods with one seed, in order; one record a method and attack."""
     from derta_lib.experiment import experiment
 
-    study = experiment(budget["model"], budget["data"], seed, *(budget[name] for name in SETTINGS))
+    study = experiment({**budget, "seed": seed})
     records = []
     for method in methods:
         frame = study.responses(study.checkpoint(method), list(budget["attacks"]))

@@ -164,7 +164,7 @@ def test_a_file_is_judged_line_by_line_in_order(tmp_path):
         {"id": "z", "query": QUERY, "response": STEPS},
         {"id": "a", "query": QUERY, "response": REFUSAL, "prompt": "please"},
         {"id": "m", "query": "", "response": "A line\u2028separator\u0085 and \u2029 more.", "prompt": None},
-        {"id": 7, "query": QUERY, "response": ""},
+        {"id": 7, "query": QUERY, "response": "", "continues": None},
     ]
     source = write(tmp_path / "in.jsonl", [json.dumps(row, ensure_ascii=False) for row in rows])
     counts = judge_file(source, tmp_path / "out.jsonl")

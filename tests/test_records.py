@@ -109,13 +109,49 @@ def test_a_folder_of_data_names_the_file_that_is_missing(tmp_path):
     assert [b.query for b in load_data(str(tmp_path), 0).behaviours["test"]] == ["q"]
 
 
+BUDGET = {
+    "model": "reference",
+    "data": "",
+    "seed": 0,
+    "steps": 1,
+    "learning_rate": 1e-3,
+    "behaviours": 1,
+    "max_new_tokens": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("behaviours", 0, "behaviours is 0; it must be 1 or more"),
+        ("max_new_tokens", -1, "max_new_tokens is -1; it must be 1 or more"),
+        ("seed", -1, "seed is -1; it must be 0 or more"),
+        ("steps", "twenty", "steps is 'twenty'; it must be a whole number"),
+        ("learning_rate", 0.0, "learning_rate is 0.0; it must be above 0"),
+        ("methods", ["vanilla", "nope"], "method 'nope' is not known"),
+        ("components", [], r"components is \[\]; it must hold something"),
+        ("components", ["derta", "derta"], "nothing twice"),
+        ("attacks", ["direkt"], "attack 'direkt': there is none of this name"),
+        ("probes", ["direct", "pair"], "probes: pair searches; notebook 04 runs it on `searched` requests"),
+        ("presets", ["papr"], "preset 'papr' is not known; the presets are fixed, paper, paper-lora"),
+        ("depths", [4, 0], "attack 'prefilling-0': there is none"),
+        ("weights", [-0.5], "the weight λ is -0.5"),
+        ("searched", -1, "searched is -1; it must be 0 or more"),
+        ("streams", 0, "streams is 0; it must be 1 or more"),
+    ],
+)
+def test_an_experiment_looks_at_every_parameter_before_it_begins(name, value, said):
+    with pytest.raises(UsageError, match=said):
+        experiment(BUDGET | {name: value})
+
+
 def test_an_experiment_asks_harmful_and_benign_requests(tmp_path):
     write_jsonl(tmp_path / "triples.jsonl", [TRIPLE])
     write_jsonl(tmp_path / "pairs.jsonl", [PAIR])
 
     def begin(*behaviours):
         write_jsonl(tmp_path / "behaviours.jsonl", behaviours)
-        return experiment("reference", str(tmp_path), 0, 1, 1e-3, 1, 4)
+        return experiment(BUDGET | {"data": str(tmp_path)})
 
     bad = {"id": "a", "query": "q", "harmful": "r"}
     good = [{"id": name, "query": name, "harmful": "r", "benign": True} for name in "bc"]
@@ -129,11 +165,6 @@ def test_an_experiment_asks_harmful_and_benign_requests(tmp_path):
     assert [b.id for b in begin(bad | {"twin": "c"}, *good).attacked()] == ["a", "c"]
     named = [row | {"twin": twin} for row, twin in zip(good, ("z", "a"), strict=True)]
     assert [b.id for b in begin(bad, *named).attacked()] == ["a", "c"]  # named on the benign side alone
-    for name, (crafts, tokens) in {"behaviours": (0, 4), "max_new_tokens": (1, -1)}.items():
-        with pytest.raises(UsageError, match=f"{name} is .*; it must be 1 or more"):
-            experiment("reference", "", 0, 2, 1e-3, crafts, tokens)
-    with pytest.raises(UsageError, match="steps is 'twenty'; it must be a whole number"):
-        experiment("reference", "", 0, "twenty", 1e-3, 1, 4)
     with pytest.raises(UsageError, match=r"method .dertaa. is not known; the methods are base, vanilla, .*, dpo"):
         study.checkpoint("dertaa")
 

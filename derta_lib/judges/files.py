@@ -34,7 +34,7 @@ def read_items(path: Path | str) -> list[Item]:
         for key in ("query", "response", *optional):
             if not isinstance(row[key], str):
                 raise DertaError(f"{where}: '{key}' must be text, found {type(row[key]).__name__}.")
-        continues = row.get("continues", False)
+        continues = False if row.get("continues") is None else row["continues"]
         if not isinstance(continues, bool):
             raise DertaError(f"{where}: 'continues' must be true or false, found {type(continues).__name__}.")
         if continues and not row.get("prompt"):
