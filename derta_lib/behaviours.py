@@ -15,7 +15,8 @@ from derta_lib.records import content_key, read_csv, read_jsonl, read_text
 CONCORD = "concord"
 PAPER = "do-not-answer+harmbench"
 SAMPLE = 100
-"""Queries drawn from each of the paper's two data sets (paper, section 4.1)."""
+"""Queries drawn from each of the paper's two data sets (paper, section 3.1 of version 1); which it drew is in the
+authors' repository, this is a draw of its own."""
 HUB = {
     "do-not-answer": ("LibrAI/do-not-answer", None, "question"),
     "harmbench": ("walledai/HarmBench", "standard", "prompt"),

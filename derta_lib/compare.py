@@ -36,7 +36,7 @@ BETTER = {"asr": -1, "benign_refusal": -1, "fluent": 1, "recovers": 1, "helpfuln
 class Change:
     """A key of two runs; `difference` is second minus first, in points for rates; None where one run lacks the key.
 
-    `p` is two-sided, None where there is no difference, or no interval to test it by; `clear` says whether the
+    `p` is two-sided, None where nothing differs, or there is no interval to test it by; `clear` says whether the
     difference stands beside the other results tested.
     """
 
@@ -190,7 +190,7 @@ def _change(
     if items_a and items_b and items_a.keys() == items_b.keys() and a.unit == "rate":
         ids = sorted(items_a)
         rose, fell = (sum(sign * (items_b[i] - items_a[i]) > 0 for i in ids) for sign in (1, -1))
-        p = None if rose == fell else float(binomtest(rose, rose + fell).pvalue)
+        p = float(binomtest(rose, rose + fell).pvalue) if rose + fell else None
         return Change(key, a, b, difference([items_b[i] for i in ids], [items_a[i] for i in ids], ids), True, p)
     apart = combine([(b, 1.0), (a, -1.0)])
     scale, unit = (100, "points") if a.unit == "rate" else (1, a.unit)

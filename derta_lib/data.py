@@ -10,7 +10,7 @@ from derta_lib.records import read_jsonl
 
 @dataclass(frozen=True)
 class Triple:
-    """A safety instance (q, r, r̂): harmful query, safe response, harmful response (paper, section 3)."""
+    """A safety instance (q, r, r̂): harmful query, safe response, harmful response (paper, section 2.2 of version 1)."""
 
     id: str
     query: str

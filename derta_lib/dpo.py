@@ -1,8 +1,9 @@
 """The DPO baseline (Rafailov et al., NeurIPS 2023; the paper's Figure 5 and appendix), through TRL's DPOTrainer.
 
-The paper's recipe: from the vanilla checkpoint, which is the frozen reference as well; the safe response is chosen and
-the harmful one rejected. Departures: a rejected helpful answer is that of another pair of the same kind (the paper
-lets Qwen1.5-0.5B-chat write them), LoRA learns at a rate of its own, and the steps are STEPS at most, not one epoch.
+The paper's recipe: from the vanilla checkpoint; the safe response is chosen and the harmful one rejected. What it does
+not state is TRL's default: β, and the vanilla checkpoint as the frozen reference. Departures: a rejected helpful answer
+is that of another pair of the same kind (the paper lets Qwen1.5-0.5B-chat write them), LoRA learns at a rate of its
+own, and the steps are STEPS at most, not one epoch.
 """
 
 import random
@@ -27,7 +28,7 @@ STEPS = 12
 TRIPLES = 2
 """Triples a step; two helpful pairs go with each."""
 LEARNING_RATE = {"lora": 3e-4, "full": 5e-7}
-"""The paper's 5e-7 trains all parameters of the 8B model."""
+"""The paper's 5e-7 is for the 8B model, all parameters; its 70B model has 2e-6."""
 LOGGED = ("loss", "rewards/accuracies", "rewards/margins")
 
 

@@ -1,6 +1,8 @@
 """Grading of GSM8K (Cobbe et al., 2021) and MMLU (Hendrycks et al., 2021) responses against the reference answer.
 
-A response from which no answer can be read is None: counted and shown as unscored, never as wrong.
+A response from which no answer can be read is None; what that is worth, the table says that counts it
+(`release_tables.helpfulness`). The rules see no reference answer, but they were written with the authors' responses at
+hand and compared with the paper's accuracies: `last_is_right` is the plain reading beside them.
 """
 
 import re
@@ -39,6 +41,18 @@ def grade_gsm8k(response: str, answer: str, question: str) -> bool | None:
     """Whether the number that the response settles on equals the one after "####" in the reference solution."""
     given = final_number(response, question)
     return None if given is None else given == final_number(answer)
+
+
+def last_is_right(task: str, response: str, answer: str) -> bool:
+    """Whether the last number (GSM8K) or the last letter in brackets (MMLU) of a response is the answer."""
+    if task == "GSM8K":
+        numbers = _NUMBER.findall(response)
+        return bool(numbers) and _decimal(numbers[-1]) == final_number(answer)
+    return _BRACKETED.findall(response)[-1:] == [_letter(answer)]
+
+
+def _letter(answer: str) -> str:
+    return answer.strip().strip("-()").upper()
 
 
 def _decimal(number: str) -> Decimal:
@@ -81,7 +95,7 @@ def chosen_option(response: str, question: str) -> str | None:
 def grade_mmlu(response: str, answer: str, question: str) -> bool | None:
     """Whether the option that the response settles on is the reference letter."""
     given = chosen_option(response, question)
-    return None if given is None else given == answer.strip().strip("-()").upper()
+    return None if given is None else given == _letter(answer)
 
 
 def _plain(text: str) -> str:

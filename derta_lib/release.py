@@ -32,7 +32,7 @@ METHODS = {"derta": "derta", "ours": "derta", "dpo": "dpo", "recaug": "recaug", 
 """A method by what a file name says of it."""
 TASKS = {"gsm8k": "GSM8K", "mmlu": "MMLU", "alpacaeval": "AlpacaEval"}
 ASKED = {"PAIR": 50, "AutoDAN": 50}
-"""Questions of an attack where it is not all 200 (the paper's section 4.1)."""
+"""Questions of an attack where it is not all 200 (the paper's section 3.1, version 1)."""
 
 COMMIT = "70bdb52b5e139f32f5a723b5f09d2b0befa81657"
 """Of the authors' repository: the one whose files gave the kept figures."""

@@ -36,14 +36,16 @@ def cells(responses: pd.DataFrame, error: stats.JudgeError | None = None) -> pd.
 
 
 def helpfulness(grades: pd.DataFrame) -> pd.DataFrame:
-    """GSM8K and MMLU accuracy in percent beside the paper's: n, unscored, accuracy, low, high, paper, difference.
+    """GSM8K and MMLU accuracy in percent beside the paper's: n, unscored, accuracy, low, high, last (the accuracy where
+    the last number or letter counts as the answer), paper, difference.
 
-    As in the paper an answer that cannot be read earns nothing, so unscored ones are in n; their number is shown.
+    An answer that cannot be read earns nothing, so unscored ones are in n; their number is shown.
     """
     rows = []
     for names, group in grades.groupby(CELL, sort=False):
         row = dict(zip(CELL, names, strict=True)) | {"n": len(group), "unscored": int(group["correct"].isna().sum())}
-        rows.append(row | _percent("accuracy", stats.rate(int(group["correct"].sum()), len(group))))
+        row |= _percent("accuracy", stats.rate(int(group["correct"].sum()), len(group)))
+        rows.append(row | {"last": 100 * group["last"].mean()})
     return _beside_paper(pd.DataFrame(rows), "accuracy", ("GSM8K", "MMLU"))
 
 

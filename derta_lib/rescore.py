@@ -15,7 +15,7 @@ import pandas as pd
 
 from derta_lib import judges, paper
 from derta_lib.errors import DertaError
-from derta_lib.grading import grade_gsm8k, grade_mmlu
+from derta_lib.grading import grade_gsm8k, grade_mmlu, last_is_right
 from derta_lib.judges import Item, Judge, Verdict
 from derta_lib.judges.people import code_hash
 from derta_lib.judges.refusal import EARLY, before_refusal, token_index
@@ -148,17 +148,20 @@ def score(responses: list[Response], judge: Judge) -> pd.DataFrame:
 
 
 def grade(responses: list[Response]) -> pd.DataFrame:
-    """One row an answer: model, method, attack (GSM8K or MMLU), question, correct (True, False, None = unscored)."""
+    """One row an answer: model, method, attack (GSM8K or MMLU), question, correct (True, False, None = unscored), last
+    (whether the last number or letter is the answer).
+    """
     rows = []
     for response in responses:
-        given = (response.response, response.answer or "", response.prompt)
-        correct = grade_gsm8k(*given) if response.attack == "GSM8K" else grade_mmlu(*given)
-        rows.append((response.model, response.method, response.attack, response.question or response.id, correct))
-    return _typed(pd.DataFrame(rows, columns=[*CELL, "question", "correct"]))
+        task, text, answer = response.attack, response.response, response.answer or ""
+        correct = (grade_gsm8k if task == "GSM8K" else grade_mmlu)(text, answer, response.prompt)
+        about = (response.model, response.method, task, response.question or response.id)
+        rows.append((*about, correct, last_is_right(task, text, answer)))
+    return _typed(pd.DataFrame(rows, columns=[*CELL, "question", "correct", "last"]))
 
 
 def _typed(frame: pd.DataFrame) -> pd.DataFrame:
-    kinds = dict.fromkeys(("unsafe", "begun", "correct"), "boolean") | {"keywords": "bool"}
+    kinds = dict.fromkeys(("unsafe", "begun", "correct"), "boolean") | dict.fromkeys(("keywords", "last"), "bool")
     kinds |= dict.fromkeys(("refusal", "sorry"), "Int64")
     return frame.astype({name: kind for name, kind in kinds.items() if name in frame})
 

@@ -372,6 +372,13 @@ def test_a_mutation_model_rewords_texts_and_its_failures_are_counted():
     )
 
 
+def test_a_mutation_model_that_decodes_greedily_still_fills_the_population_with_different_texts():
+    """The same text and the same order would give one wording of each prototype, whatever the population."""
+    mutator = Scripted("mutator", lambda p: f"wording {content_key(text_of(p))}")
+    [attempt] = evolve(Toy(), population=40, steps=1, mutator=mutator)
+    assert attempt.details["likelihoods"] == 40
+
+
 def test_autodan_refuses_a_black_box():
     with pytest.raises(UsageError, match="reads likelihoods, and the target 'closed' gives none"):
         list(build("autodan", max_new_tokens=9, judge=Words()).run([BEHAVIOUR], Scripted("closed", str), seed=0))

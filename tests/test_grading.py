@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 
-from derta_lib.grading import chosen_option, final_number, grade_gsm8k, grade_mmlu
+from derta_lib.grading import chosen_option, final_number, grade_gsm8k, grade_mmlu, last_is_right
 
 
 @pytest.mark.parametrize(
@@ -61,6 +61,21 @@ def test_chosen_option(response: str, letter: str | None) -> None:
     assert chosen_option(response, QUESTION) == letter
 
 
+@pytest.mark.parametrize(
+    ("task", "response", "answer", "right"),
+    [
+        ("GSM8K", "It takes 120 minutes (2 hours).", "#### 120", False),  # where `final_number` reads 120
+        ("GSM8K", "It takes 2 hours, or 1,200 minutes.", "so 600 * 2 = 1200\n#### 1200", True),
+        ("GSM8K", "Nobody knows.", "#### 3", False),
+        ("MMLU", "(A) is wrong, so (B).", "-B", True),
+        ("MMLU", "The answer is (B), not (A).", "-B", False),
+        ("MMLU", "B", "B", False),
+    ],
+)
+def test_the_plain_reading_takes_what_stands_last(task: str, response: str, answer: str, right: bool) -> None:
+    assert last_is_right(task, response, answer) is right
+
+
 @pytest.mark.parametrize("answer", ["B", "-B", "(B)"])
 def test_mmlu(answer: str) -> None:
     assert grade_mmlu("The answer is (B).", answer, QUESTION) is True
@@ -80,4 +95,5 @@ def test_released_answers_give_the_papers_accuracy() -> None:
     told = table.dropna(subset="paper").assign(gap=lambda frame: frame["difference"].abs())
     assert len(told) == 18
     assert (told.groupby("attack")["gap"].mean() < 1.5).all()
+    assert ((told["last"] - told["paper"]).abs().groupby(told["attack"]).mean() > 3).all()
     assert (table["unscored"] <= 15).all()

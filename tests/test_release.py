@@ -282,6 +282,7 @@ def test_helpfulness_by_hand(scores: Scores) -> None:
     table = release_tables.helpfulness(scores.grades).set_index("attack")
     assert table.loc["GSM8K", ["n", "unscored", "accuracy"]].tolist() == [4, 0, 25.0]
     assert table.loc["MMLU", ["n", "unscored", "accuracy"]].tolist() == [4, 1, 50.0]
+    assert table["last"].to_dict() == {"GSM8K": 25.0, "MMLU": 25.0}
 
 
 def test_the_judges_error_counts_clear_labels_of_unsafe_prompts() -> None:

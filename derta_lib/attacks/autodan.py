@@ -1,20 +1,23 @@
 """AutoDAN-HGA: a hierarchical genetic algorithm over jailbreak prompts, guided by the target's own likelihoods.
 
 Liu et al. 2024, "AutoDAN: Generating Stealthy Jailbreak Prompts on Aligned Large Language Models" (ICLR, arXiv
-2310.04451). Fitness of a prompt: log-likelihood of an affirmative opening after it. Paragraph level:
+2310.04451). Fitness of a prompt: mean log-likelihood of the tokens of an affirmative opening after it. Paragraph level:
 elites stay, parents by roulette over the softmax of their fitness, multi-point crossover between sentences,
 mutation. Sentence level: words replaced by synonyms according to word scores that carry momentum. As in the authors'
 code, every fifth generation works on paragraphs and the others on sentences.
 
 Departures:
+- The mutation model is whatever the caller gives (GPT-4 in the authors' code and in the paper that is re-run here); the
+  book has none. Targets here decode greedily, so each order to reword has a number of its own instead of temperature 1.
 - Short, harmless prototypes of our own, varied by the mutation model or, without one, by synonyms; the query follows
   the evolved text instead of standing at a mark inside it.
-- Synonyms come from the small table in `autodan.yaml`, not from WordNet. A word is replaced by one of its kind with
-  probability proportional to exp(word score): the published ratio of scores favours the worst when, as here, they are
-  negative.
-- Fitness is the mean per token (the opening is the same for the whole population, so that only the softmax's
-  temperature differs); it is remembered for texts already seen, and the best text is sent only when it is new.
-- Success is a judge's verdict of unsafe; the authors look for the absence of refusal phrases.
+- Synonyms come from the small table in `autodan.yaml`, not from WordNet. With probability `crossover` a word is
+  replaced by one of its kind that has a score, drawn in proportion to exp(score); the paper's ratio of scores favours
+  the worst when, as here, they are negative (the authors' code subtracts the least). Theirs may take a word without a
+  score, too, so that new words enter at this step; here they enter by mutation alone.
+- Fitness is remembered for texts already seen, and the best text is sent only when it is new.
+- Success is a judge's verdict of unsafe on a greedy answer; the authors look for the absence of refusal phrases in a
+  sampled one.
 - Only the TOP_WORDS best words are kept with their scores, and any number of them may be replaced; the authors' code
   keeps all, and replaces at most five in a paragraph.
 - Crossover cuts between sentences (theirs at commas, too), at any inner border of the shorter parent; an odd last
@@ -108,7 +111,7 @@ class AutoDAN:
                 best = Attempt(behaviour, prompt, response, {"success": verdict.unsafe is True})
             if best.details["success"] or step == self.steps - 1:
                 break
-            elites = max(1, round(self.elites * self.population))
+            elites = max(1, int(self.elites * self.population))
             others = ranked[elites:]
             if step % self.sentence_steps == 0:
                 children = self._bred(texts, scores, len(others), rng)
@@ -152,7 +155,8 @@ class AutoDAN:
             for index in chosen:
                 texts[index] = mutate_words(texts[index], rng)
             return texts
-        prompts = [ask(REVISE.format(text=texts[index])) for index in chosen]
+        numbers = range(count["mutator_calls"] + 1, count["mutator_calls"] + len(chosen) + 1)
+        prompts = [ask(REVISE.format(text=texts[i], number=number)) for i, number in zip(chosen, numbers, strict=True)]
         answers = self.mutator.respond(prompts, 2 * max(len(texts[index].split()) for index in chosen))
         count["mutator_calls"] += len(prompts)
         for index, answer in zip(chosen, answers, strict=True):

@@ -4,8 +4,9 @@ Ren et al. 2024, "CodeAttack: Revealing Safety Generalization Challenges of Larg
 Completion" (Findings of ACL, arXiv 2403.07865), the stack encoding in Python.
 
 Departures: our own wording; the program is valid Python whose decoder is written out (theirs leaves it to the
-model, and the DeRTa authors' files hold `if task == :`), so that running it gives the request back; runs of
-white space in the request become one space; one variant of the task, without their `_plus` prompts.
+model, with an `if task == :`), so that running it gives the request back; one TODO instead of five empty calls of
+`append`; words are split at white space as in the DeRTa authors' files, not at hyphens, and runs of it become one
+space; one variant of the task, without their `_plus` prompts.
 """
 
 import json

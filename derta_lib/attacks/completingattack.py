@@ -1,10 +1,11 @@
 """CompletingAttack: a declarative text to go on with, without any chat format.
 
-Yuan et al. 2025, "Refuse Whenever You Feel Unsafe" (arXiv 2407.09121), section 4: the query is turned from a
-question into a statement that ends in "Step 1:", and the model sees neither roles nor chat tokens.
+Yuan et al. 2025, "Refuse Whenever You Feel Unsafe" (arXiv 2407.09121), section 3.1 of version 1: the query is turned
+from a question into a statement that ends in "Step 1:", and the model sees neither roles nor chat tokens.
 
 Departures: the statements come from the corpus, or for other data from a rule of three cases
-(`behaviours.declarative`), where the authors wrote theirs out; the break before "Step 1:" is a newline alone.
+(`behaviours.declarative`), where the authors had GPT-3.5 rewrite their questions; all of them end in "Step 1:", nearly
+all of theirs do; the break before "Step 1:" is a newline alone.
 """
 
 from derta_lib.attacks.base import SingleTurn

@@ -6,6 +6,8 @@ object with `improvement` and `prompt` whose opening is written for it, unusable
 conversation cut to the last n exchanges, a judge's score of 1 to 10, and an end at the first 10.
 
 Departures:
+- Attacker and judge are whatever the caller gives. The paper that is re-run here takes GPT-3.5 and GPT-4; the book,
+  without either, the untuned model and a verdict judge.
 - Our own wording of all prompts (`pair.yaml`), shorter, and without the published example prompts.
 - Targets here decode greedily, so streams and retries differ by what they are told instead of by temperature 1: each
   stream has a setting drawn by seed, and each retry says how many came before it.

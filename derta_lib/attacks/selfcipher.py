@@ -3,10 +3,11 @@
 Yuan et al. 2024, "GPT-4 Is Too Smart To Be Safe: Stealthy Chat with LLMs via Cipher" (ICLR, arXiv 2308.06463).
 Nothing is enciphered: the role play and the demonstrations alone make the attack.
 
-Departures: our own wording; the demonstrations are harmful responses of the training corpus, in which a model trained
-by RTO has learned to refuse; they are the same k for every behaviour, as published (five in the paper, three in the
-book); all of it is one user turn, as in the DeRTa authors' files, for templates without a system turn; the
-demonstrations are not asked to be toxic. `derta attack` shows those of the Concord corpus, whatever the behaviours.
+Departures: our own wording, which asks for a list of exact instructions outright; the demonstrations are harmful
+responses of the training corpus, in which a model trained by RTO has learned to refuse; they are the same k for every
+behaviour, as published (five in the paper, three in the book); all of it is one user turn, as in the DeRTa authors'
+files, for templates without a system turn; the demonstrations are not asked to be toxic. `derta attack` shows those of
+the Concord corpus, whatever the behaviours.
 """
 
 from collections.abc import Sequence

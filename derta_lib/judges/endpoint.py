@@ -1,4 +1,7 @@
-"""Any OpenAI-compatible endpoint as a target, and as a judge with the rubric of the paper's Appendix C.
+"""Any OpenAI-compatible endpoint as a target, and as a judge with a rubric after the paper's Appendix C.
+
+The rubric is in our words. It says what harmful information can be, and that a part before a refusal counts, and takes
+"redirects" for what leads to something harmless.
 
 Set DERTA_JUDGE_URL (".../v1"), DERTA_JUDGE_MODEL and, where the server asks for one, DERTA_JUDGE_KEY.
 """
