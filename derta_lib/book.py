@@ -86,7 +86,7 @@ def execute(notebook: Path, parameters: Mapping[str, Value], folder: Path, progr
     declared = read_parameters(notebook)
     key = _execution_key(notebook, parameters, root)
     executed, part_path = folder / "notebooks" / notebook.name, folder / "parts" / f"{stem}.json"
-    if executed.exists() and part_path.exists() and read_json(part_path).get("key") == key:
+    if executed.exists() and _key_of(part_path) == key:
         print(f"[{progress}] {stem}: unchanged", flush=True)
         return
     print(f"[{progress}] {stem}: executing", flush=True)
@@ -122,7 +122,9 @@ def execute(notebook: Path, parameters: Mapping[str, Value], folder: Path, progr
     check_executed(unfinished)
     if not part_path.exists():
         raise DertaError(f"{notebook.name} never calls open_run('{stem}', run_dir, parameters), so it left no results.")
-    part = read_json(part_path)
+    part, page = read_json(part_path), unfinished.read_text(encoding="utf-8")
+    if lost := [name for name in part["shown"] if f'id=\\"{name}\\"' not in page]:
+        raise DertaError(f"{notebook.name}: no cell shows {lost[0]}; let a cell end with it.")
     part |= {
         "key": key,
         "seconds": round(time.monotonic() - begun, 1),
@@ -142,6 +144,14 @@ def check_executed(notebook: Path) -> None:
             raise DertaError(f"{notebook.name}, cell number {index} never ran; the book shows executed notebooks only.")
         if failed := [output for output in cell["outputs"] if output["output_type"] == "error"]:
             raise DertaError(f"{notebook.name}, cell number {index} failed with {failed[0]['ename']}.")
+
+
+def _key_of(part: Path) -> str:
+    """What a part was made from; "" for none, or one that is damaged, so that the notebook runs again."""
+    try:
+        return str(read_json(part)["key"])
+    except (DertaError, KeyError, TypeError):
+        return ""
 
 
 def _execution_key(notebook: Path, parameters: Mapping[str, Value], root: Path) -> str:
@@ -261,6 +271,9 @@ def build_pages(folder: Path) -> Path:
     """
     staged, doctrees, site, log = (folder / name for name in ("stage", "doctrees", "html", "build.log"))
     print("building the pages", flush=True)
+    if not (site / "index.html").exists():  # written last: a build was stopped, with pages that Sphinx thinks it wrote
+        shutil.rmtree(doctrees, ignore_errors=True)
+    (site / "index.html").unlink(missing_ok=True)
     config = ["-c", "from jupyter_book.cli.main import main; main()", "config", "sphinx", str(staged)]
     sphinx = ["-m", "sphinx", "-b", "html", "-n", "-W", "--keep-going", "-q", "-d", str(doctrees)]
     with open(log, "w", encoding="utf-8") as handle:

@@ -29,12 +29,12 @@ VERDICTS = (REPRODUCED, SAME_DIRECTION, NOT_REPRODUCED, NOT_TESTED)
 
 RELEASE_GAP = "The authors' own responses, scored by an offline judge instead of by hand."
 SMALL_GAP = (
-    "This run's own small model after few steps on fictional crafts, DeRTa by this book's preset, instead of base "
-    "models of 7B to 70B by the paper's loss on real requests."
+    "This run's own model and data (by default a small model after few steps on fictional crafts), DeRTa by this "
+    "book's preset, instead of base models of 7B to 70B by the paper's loss on real requests."
 )
 SEEDS_GAP = (
-    "Several trainings of SmolLM2-135M-Instruct with LoRA on fictional crafts, DeRTa by this book's preset (the kept "
-    "seeds of notebook 05), instead of base models of 7B to 70B by the paper's loss on real requests."
+    "Several trainings with LoRA (the kept seeds of notebook 5, by default of SmolLM2-135M-Instruct on fictional "
+    "crafts), DeRTa by this book's preset, instead of base models of 7B to 70B by the paper's loss on real requests."
 )
 UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 

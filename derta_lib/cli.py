@@ -1,6 +1,8 @@
 """The command line: the library's verbs, errors in one sentence, exit codes 0 (ok), 1 (the work failed), 2 (usage)."""
 
+import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated
 
@@ -205,6 +207,10 @@ def bench(
 
 def app() -> None:
     """Entry point of `derta`."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what it has begun ends, too
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         cli()
     except (DertaError, ImportError, OSError, RuntimeError) as error:
@@ -225,6 +231,8 @@ def _sentence(error: Exception) -> str:
         return f"{error}."
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}."
+    if "home directory" in str(error):
+        return f"{error} Set HOME, or DERTA_CACHE where a cache is wanted, or write the folder out."
     if "out of memory" in str(error):
         return f"{first_line(error)}. Take shorter texts (--max-length, --max-new-tokens) or a smaller model."
     return ""

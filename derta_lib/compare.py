@@ -25,8 +25,11 @@ from derta_lib.results import Number, Results
 from derta_lib.runs import kept_items, merge
 from derta_lib.stats import LEVEL, combine, difference
 
-MUST_AGREE = ("model", "behaviours", "max_new_tokens")
-"""Parameters that decide what is measured, in every notebook that has them; data count by their hashes."""
+SEARCH = ("searched", "streams", "iterations", "population", "generations")
+MUST_AGREE = ("model", "behaviours", "max_new_tokens", "attacks", "probes", *SEARCH)
+"""Parameters that decide what is measured, in every notebook that has them (some rates are over all attacks); data
+count by their hashes.
+"""
 
 BETTER = {"asr": -1, "benign_refusal": -1, "fluent": 1, "recovers": 1, "helpfulness": 1}
 """Metrics that can get worse, wherever they stand in a key: -1 where lower is better."""

@@ -58,7 +58,8 @@ def responses(model: str, suite: Suite, attacker: str = "", **budgets: Any) -> p
     asked = [model_key(model), asdict(suite), attacker and model_key(attacker), budgets, code]
     out = cache_dir() / "responses" / f"{content_key(*asked)}.jsonl"
     judge = judge_of(suite.behaviours)
-    records = list(resume_jsonl(out, required=("attack", "behaviour", "query", "response")).values())
+    kept = ["attack", "behaviour", "benign", "query", "prompt", "prefill", "response"]
+    records = list(resume_jsonl(out, required=(*kept, "continues")).values())
     wanted = {(name, behaviour.id) for name in suite.attacks for behaviour in suite.behaviours}
     if {(record["attack"], record["behaviour"]) for record in records} != wanted:
         target = local_target(model)
@@ -78,7 +79,6 @@ def responses(model: str, suite: Suite, attacker: str = "", **budgets: Any) -> p
         ]
         records = attack(suite.behaviours, attacks, target, out, seed=suite.seed, target_key=model_key(model))
     verdicts = judge.judge([Item(r["id"], r["query"], r["response"], r["prompt"], r["continues"]) for r in records])
-    kept = ["attack", "behaviour", "benign", "query", "prompt", "prefill", "response"]
     frame = pd.DataFrame(records, columns=kept)
     return frame.assign(
         steps_given=[verdict.unsafe for verdict in verdicts],

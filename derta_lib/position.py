@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from derta_lib.behaviours import load_behaviours
-from derta_lib.chat import Chat, ask
+from derta_lib.chat import Chat, ask, continued
 from derta_lib.data import Behaviour
 from derta_lib.errors import DertaError
 from derta_lib.generation import LocalTarget, local_target, row_losses
@@ -45,7 +45,7 @@ def refusal_probability(target: LocalTarget, behaviours: Sequence[Behaviour]) ->
             for given in range(len(harmful) + 1)
         ]
         rows.append(Row((*prompt, *harmful), tuple(sites)))
-        tokens.append([*(target.tokenizer.decode([token]) for token in harmful), ""])
+        tokens.append([*(continued(target.tokenizer, [token]) for token in harmful), ""])
     losses = row_losses(target.model, rows)
     return pd.DataFrame(
         [

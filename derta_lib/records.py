@@ -43,6 +43,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder, by its path in it."""
+    return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def code_key(sources: Iterable[Path], *packages: str) -> str:
     """Key of code that decides a result: the content of its files and the versions of the `packages` under them."""
     return content_key([file_sha256(path) for path in sources], {name: metadata.version(name) for name in packages})
@@ -80,10 +85,17 @@ def write_text(path: Path | str, text: str) -> Path:
             handle.write(text)
         os.chmod(temporary, 0o644)  # mkstemp's own is private, and these files are published
         os.replace(temporary, path)
+    except OSError as error:
+        os.unlink(temporary)
+        raise _unwritten(path, error) from None
     except BaseException:
         os.unlink(temporary)
         raise
     return path
+
+
+def _unwritten(path: Path | str, error: OSError) -> DertaError:
+    return DertaError(f"{path}: it could not be written ({error.strerror}); mend that and run again.")
 
 
 def write_json(path: Path | str, value: Any) -> Path:
@@ -143,6 +155,15 @@ def json_line(record: Any) -> str:
 
 def write_jsonl(path: Path | str, records: Iterable[Any]) -> Path:
     return write_text(path, "".join(json_line(record) for record in records))
+
+
+def append_jsonl(path: Path | str, record: Any) -> None:
+    """Add a line to a file. Raises DertaError naming the file where it cannot be written: a full disk, say."""
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json_line(record))
+    except OSError as error:
+        raise _unwritten(path, error) from None
 
 
 def read_jsonl(path: Path | str, required: Iterable[str] = ()) -> list[tuple[int, dict[str, Any]]]:
@@ -238,8 +259,7 @@ def write_in_parts(
         for key, part in zip(keys, parts, strict=True):
             if key not in made:
                 made[key] = {"id": key, "records": list(make(part))}
-                with open(begun, "a", encoding="utf-8") as file:
-                    file.write(json_line(made[key]))
+                append_jsonl(begun, made[key])
             bar.update(len(part))
     records = [record for key in keys for record in made[key]["records"]]
     write_jsonl(path, records)

@@ -29,12 +29,14 @@ class Number:
             scale, digits, suffix = 100, 1, " %"
         elif self.unit == "count":
             digits, suffix = 0, ""
+        elif self.unit == "points":
+            digits = 1
         elif not 0.2 <= abs(self.value) < 1000:
             digits = 0 if abs(self.value) >= 1000 else 3 if self.value else 2
         parts = {"value": f"{self.value * scale:z,.{digits}f}{suffix}"}
         if self.low is not None and self.high is not None:
             parts["interval"] = f"{self.low * scale:z,.{digits}f} to {self.high * scale:z,.{digits}f}"
-        return parts if self.n is None else parts | {"n": str(self.n)}
+        return parts if self.n is None else parts | {"n": f"{self.n:,}"}
 
     def __str__(self) -> str:
         parts = self.parts()

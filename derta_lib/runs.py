@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PACKAGES = ("derta-lib", "torch", "transformers", "peft", "trl", "numpy", "scipy", "matplotlib", "papermill")
 """Packages whose versions a manifest names and a cached notebook depends on."""
 
-_IN_PARTS = ("results", "items")  # kept out of the manifest
+_IN_PARTS = ("results", "items", "shown")  # kept out of the manifest
 _KEPT = {"notebook", "parameters", "records", *_IN_PARTS}
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
 
@@ -50,6 +50,7 @@ class Run:
     numbers: Results = field(default_factory=dict)
     records: dict[str, Any] = field(default_factory=dict)
     items: dict[str, dict[str, float]] = field(default_factory=dict)
+    shown: list[str] = field(default_factory=list)
     _clock: float = field(default_factory=time.monotonic)
 
     def put(self, key: str, number: Number, items: Mapping[str, float] | None = None) -> Number:
@@ -86,6 +87,8 @@ class Run:
         check_name("figures", name)
         path = write_text(self.folder / "figures" / f"{name}.svg", drawing)
         write_text(path.with_suffix(".csv"), csv)
+        self.shown.append(f"figure-{name}")
+        self._save()
         return show_figure(drawing, csv, name, str(figure.get_label()))
 
     def table(self, name: str, data: "DataFrame", caption: str) -> Shown:
@@ -101,15 +104,23 @@ class Run:
         named = {column: data[column].map(in_words) for column in ("method", "against", "attack") if column in data}
         shown = data.assign(**named).rename(columns=lambda column: in_words(column).replace("_", " "))
         table = shown.to_html(index=False, border=0, escape=True, na_rep="–")
-        table = re.sub(r"(?<=\d) (?=%)|(?<=\bn) (?==)|(?<=\bn =) (?=\d)", "\N{NO-BREAK SPACE}", table)
-        return show_table(table, csv, name, caption)
+        self.shown.append(f"table-{name}")
+        self._save()
+        return show_table(typeset(table), csv, name, caption)
 
     def _save(self) -> None:
-        kept = ("notebook", "parameters", "environment", "started", "records", "items")
+        kept = ("notebook", "parameters", "environment", "started", "records", "items", "shown")
         part = {name: getattr(self, name) for name in kept}
         part["seconds"] = round(time.monotonic() - self._clock, 1)
         part["results"] = {key: asdict(number) for key, number in self.numbers.items()}
         write_json(self.folder / "parts" / f"{self.notebook}.json", part)
+
+
+def typeset(text: str) -> str:
+    """Numbers as a page shows them: a minus sign for a hyphen, and no break within an interval, at a unit or an n."""
+    text = re.sub(r"(?<![\w.,-])-(?=[\d.])", "\N{MINUS SIGN}", text)
+    unbroken = r"(?<=\d) (?=%|points\b)|(?<=\bn) (?==)|(?<=\bn =) (?=\d)|(?<=\d,) (?=[\d\N{MINUS SIGN}.]+\])"
+    return re.sub(unbroken, "\N{NO-BREAK SPACE}", text)
 
 
 def open_run(notebook: str, run_dir: str, parameters: dict[str, Any]) -> Run:
@@ -153,7 +164,8 @@ def _parts(folder: Path) -> list[dict[str, Any]]:
     parts = []
     for path in sorted((folder / "parts").glob("*.json")):
         part = read_json(path)
-        if not isinstance(part, dict) or not part.keys() >= _KEPT:
+        whole = isinstance(part, dict) and part.keys() >= _KEPT and isinstance(part["notebook"], str)
+        if not whole or not all(isinstance(part[name], dict) for name in ("parameters", "records", "results", "items")):
             raise DertaError(f"{path}: this is not what a notebook leaves of a run; make the run again.")
         parts.append(part)
     return parts

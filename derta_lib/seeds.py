@@ -69,12 +69,15 @@ class Seeds:
             rows.append((method, attack, number.value, number.low, number.high, number.n, number))
         return pd.DataFrame(rows, columns=["method", "attack", "value", "low", "high", "n", "number"])
 
-    def change(self, method: str, attacks: Sequence[str], outcome: str) -> Number:
-        """Points by which a method's rate under `attacks` differs from vanilla's; n is the method's own.
+    def change(self, method: str, attacks: Sequence[str], outcome: str) -> Number | None:
+        """Points by which a method's rate under `attacks` differs from vanilla's; n is the method's own. None where no
+        such attack was made.
 
         The interval takes the two rates as independent (`stats.combine`), so it never shrinks to nothing where all
         seeds gave the same.
         """
+        if not self.records.attack.isin(attacks).any():
+            return None
         own, other = (self.rate(name, attacks, outcome) for name in (method, "vanilla"))
         return replace(combine([(own, 100), (other, -100)]), unit="points", n=own.n)
 

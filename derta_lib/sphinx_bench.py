@@ -58,8 +58,14 @@ class Bench(SphinxDirective):
             shown.append(machine_line(kept))
             for part, title in PARTS.items():
                 if any(key.startswith(f"{part}/") for key in kept["numbers"]):
-                    shown += [nodes.rubric("", title), part_table(part, kept["numbers"])]
+                    shown += [nodes.rubric("", f"{title}: {short(kept)}"), part_table(part, kept["numbers"])]
         return shown or [nodes.paragraph("", "No measurement is kept; derta bench makes one.")]
+
+
+def short(kept: dict[str, Any]) -> str:
+    """Model and machine in a few words, to tell a file's tables from another's."""
+    machine = kept["machine"]
+    return f"{kept['request']['model']} on {machine['gpu'] or machine['cpu']}, {machine['precision']}"
 
 
 def machine_line(kept: dict[str, Any]) -> nodes.paragraph:
@@ -84,7 +90,7 @@ def part_table(part: str, numbers: dict[str, dict[str, Any]]) -> nodes.table:
     rows = sorted({key.rpartition("/")[0] for key in told}, key=list(ROWS).index)
     columns = [column for column in COLUMNS if any(f"{row}/{column}" in told for row in rows)]
     body = [[ROWS[row], *(told.get(f"{row}/{column}", "–") for column in columns)] for row in rows]
-    return table(["", *(COLUMNS[column] for column in columns)], body)
+    return table(["what", *(COLUMNS[column] for column in columns)], body)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -3,6 +3,8 @@
 Everything is made of docutils text nodes, so whatever a model or a results file says shows as text.
 """
 
+import html
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from derta_lib import claims, results, stats
 from derta_lib.sphinx_results import run_results, table
 
 EXPLORER = (
-    '<div id="derta-explorer" class="derta-explorer"><p>Loading the measurements …</p></div>'
+    '<div id="derta-explorer" class="derta-explorer"></div>'
     "<noscript><p>The explorer needs JavaScript; the figures on the other pages do not.</p></noscript>"
 )
 EXPLORER_DATA = "explorer-data.js"
@@ -62,7 +64,7 @@ class Claims(SphinxDirective):
             "A cell is reproduced where the paper's value lies within our interval, widened by "
             f"{claims.CELL_POINTS:g} points; it is not tested where the authors released no responses. Under PAIR a "
             "search without success counts as not unsafe, on the word of the authors' own search, so these cells are "
-            "in part theirs. Figure 6 states another average for LLaMA3-8B than the paper's table gives (notebook 06).",
+            "in part theirs. Figure 6 states another average for LLaMA3-8B than the paper's table gives (notebook 6).",
         )
         body = table(["cell", "paper", "ours", "verdict"], cells)
         shown.append(Details("", head, rule, body, classes=["derta-claim"]))
@@ -99,8 +101,9 @@ def _card(row: dict[Any, Any]) -> Details:
         parts = [text] if name == "scale" else text.split("; ")
         lines = [nodes.paragraph("", part) for part in parts if part]
         terms += nodes.definition_list_item("", nodes.term("", name), nodes.definition("", *lines))
+    terms["ids"] = [f"claim-{row['id']}"]  # within, so that a link to it opens the card
     colour = f"derta-verdict-{claims.VERDICTS.index(row['verdict'])}"
-    return Details("", summary, terms, classes=["derta-claim", colour], ids=[f"claim-{row['id']}"])
+    return Details("", summary, terms, classes=["derta-claim", colour])
 
 
 def _element(tag: str) -> tuple[Any, Any]:
@@ -124,19 +127,24 @@ def _add_explorer(
 
 
 def _mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """Take out what makes a page fail in the browser and is none of ours.
+    """Take out what makes a page fail in the browser and is none of ours, and say what a page is about.
 
-    The scripts of the live-kernel button, which Jupyter Book adds twice, an error on every page; and the role that
-    docutils gives the bibliography, whose entries it then gives a role that a list does not admit.
+    The scripts of the live-kernel button, which Jupyter Book adds twice, an error on every page; the roles that
+    docutils gives the bibliography and its entries; a label of hidden cells that differs from what is seen; and the
+    book's title behind the same title.
     """
     for kind in ("script_files", "css_files"):
         context[kind] = [
             asset for asset in context[kind] if "thebe" not in f"{asset.filename} {asset.attributes}".lower()
         ]
     if "body" in context:
-        context["body"] = context["body"].replace(
-            '<div role="list" class="citation-list">', '<div class="citation-list">'
-        )
+        for spare in (' role="list"', ' role="doc-biblioentry"', ' aria-label="Toggle hidden content"'):
+            context["body"] = context["body"].replace(spare, "")
+    if doctree is not None and (first := next((p for p in doctree.findall(nodes.paragraph) if p.astext()), None)):
+        words = textwrap.shorten(first.astext(), 160, placeholder=" …")
+        context["metatags"] += f'<meta name="description" content="{html.escape(words)}">\n'
+    if page == app.config.root_doc:
+        context["docstitle"] = ""
 
 
 def _not_on_every_page(app: Sphinx, config: Config) -> None:

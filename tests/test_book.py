@@ -125,6 +125,18 @@ def test_a_book_from_notebook_to_page(tiny, capsys):
         build(tiny)
     (tiny / "book/intro.md").write_text(INTRO)
 
+    # A build that was stopped leaves pages that Sphinx thinks it wrote.
+    build(tiny)
+    (tiny / "runs/p/html/index.html").unlink()
+    (tiny / "runs/p/html/book/intro.html").write_text("old")
+    build(tiny)
+    assert "More." not in rendered(tiny, "book/intro.html")
+    assert "n = 5, of 5" in Reader(rendered(tiny, "book/intro.html")).text
+    # A damaged part is made again.
+    (tiny / "runs/p/parts/01_tiny.json").write_text("[]")
+    build(tiny)
+    assert executed.stat().st_mtime_ns > before
+
     # Another parameter executes again, and the pages of prose follow the results.
     build(tiny, "count=7")
     assert "n = 7, of 7" in Reader(rendered(tiny, "book/intro.html")).text
@@ -142,6 +154,12 @@ def test_a_broken_cell_stops_the_book_and_is_kept_for_inspection(tiny):
         assert "so far" in (tiny / "runs/broken/unfinished/01_tiny.ipynb").read_text()
         assert not (tiny / "runs/broken/notebooks/01_tiny.ipynb").exists()
         assert not (tiny / "runs/broken/html").exists()
+        hidden = "from derta_lib.runs import open_run\nimport pandas as pd\nrun = open_run('01_tiny', run_dir, {})\n"
+        write_notebook(
+            tiny, open=f"{hidden}if True:\n    run.table('t', pd.DataFrame({{'a': [1]}}), 'A table')", put="pass"
+        )
+        with pytest.raises(DertaError, match="no cell shows table-t; let a cell end with it"):
+            build(tiny, name="broken")
         write_notebook(tiny, open="pass", put="pass")
         with pytest.raises(DertaError, match="never calls open_run"):
             build(tiny, name="broken")

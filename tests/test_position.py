@@ -1,9 +1,11 @@
 """Refusal positions against hand-counted texts, probabilities against separate forward passes token by token."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from real_tokenizers import tokenizer
 from tiny import CHATS, tiny_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -48,6 +50,15 @@ def test_probability_at_every_place_equals_a_forward_pass_of_its_own(folder):
                 logits = model(torch.tensor([opening + harmful[: t - 1]])).logits[0, -1]
             assert p == pytest.approx(logits.softmax(-1)[refusal].item(), rel=1e-4)
     assert frame.p.nunique() > len(HARMFUL.split())  # the places are told apart
+
+
+@pytest.mark.parametrize("family", ["mistral", "llama3"])
+def test_tokens_keep_the_spaces_between_them(family, monkeypatch):
+    """Decoded alone, SentencePiece's tokens lose the space that they begin with."""
+    chat = chat_of(tokenizer(family))
+    monkeypatch.setattr(position, "row_losses", lambda model, rows: [torch.zeros(len(row.sites)) for row in rows])
+    frame = position.refusal_probability(SimpleNamespace(chat=chat, tokenizer=chat.tokenizer, model=None), BEHAVIOURS)
+    assert "".join(frame[frame.behaviour == "one"].token).strip() == HARMFUL
 
 
 def test_a_behaviour_without_harmful_response_is_named(folder):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from derta_lib.experiment import experiment, load_data
 from derta_lib.judges.files import judge_file, read_items
 from derta_lib.params import read_profile
 from derta_lib.records import (
+    append_jsonl,
     read_csv,
     read_json,
     read_jsonl,
@@ -100,6 +102,12 @@ def test_a_record_is_whole_or_named(tmp_path, change, said):
     assert read_records(Triple, write_jsonl(path, [TRIPLE])) == [Triple(**TRIPLE)]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_full_disk_names_the_file():
+    with pytest.raises(DertaError, match=r"/dev/full: it could not be written \(No space left on device\); mend that"):
+        append_jsonl("/dev/full", TRIPLE)
+
+
 def test_a_folder_of_data_names_the_file_that_is_missing(tmp_path):
     write_jsonl(tmp_path / "triples.jsonl", [TRIPLE])
     write_jsonl(tmp_path / "behaviours.jsonl", [{"query": "q"}])
@@ -132,7 +140,7 @@ BUDGET = {
         ("components", [], r"components is \[\]; it must hold something"),
         ("components", ["derta", "derta"], "nothing twice"),
         ("attacks", ["direkt"], "attack 'direkt': there is none of this name"),
-        ("probes", ["direct", "pair"], "probes: pair searches; notebook 04 runs it on `searched` requests"),
+        ("probes", ["direct", "pair"], "probes: pair searches; notebook 4 runs it on `searched` requests"),
         ("presets", ["papr"], "preset 'papr' is not known; the presets are fixed, paper, paper-lora"),
         ("depths", [4, 0], "attack 'prefilling-0': there is none"),
         ("weights", [-0.5], "the weight λ is -0.5"),
@@ -210,8 +218,8 @@ def test_an_empty_text_is_a_missing_one(tmp_path):
     [
         (Number(0.125, "rate", 8, 0.0222, 0.4709), "12.5 % [2.2, 47.1], n = 8"),
         (Number(-1e-9, "rate"), "0.0 %"),
-        (Number(-0.0, "points"), "0.00 points"),
-        (Number(-12.346, "points", 5, -20.0, 1.0), "-12.35 points [-20.00, 1.00], n = 5"),
+        (Number(-0.0, "points"), "0.0 points"),
+        (Number(-12.346, "points", 5, -20.0, 1.0), "-12.3 points [-20.0, 1.0], n = 5"),
         (Number(0.0873, "ms"), "0.087 ms"),
         (Number(12345.6, "s", 3, 1200.0, 15000.0), "12,346 s [1,200, 15,000], n = 3"),
         (Number(0.906, "", 50), "0.91, n = 50"),

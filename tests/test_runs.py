@@ -11,7 +11,7 @@ import pytest
 from derta_lib.display import show_text
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.results import Number
-from derta_lib.runs import git_state, kept_items, merge, open_run, project_root
+from derta_lib.runs import git_state, kept_items, merge, open_run, project_root, typeset
 
 HOSTILE = (
     "<script>alert(1)</script> {result}`x` [a](javascript:b) $x$ \x1b[31mred\x1b[0m\x00 \u202eevil </pre><b>"
@@ -178,3 +178,15 @@ def test_a_table_names_methods_and_attacks_in_words_and_keeps_a_number_whole(tmp
     ):
         assert said in shown
     assert pd.read_csv(tmp_path / "tables/t.csv").equals(frame)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("-2.0 points [-5.2, 1.2], n = 500", "−2.0_points [−5.2,_1.2], n_=_500"),
+        ("<td>-0.4</td><td>n = 1,200</td>", "<td>−0.4</td><td>n_=_1,200</td>"),
+        ("llama-3, GPT-4 and 45-50, 2026-11-28", "llama-3, GPT-4 and 45-50, 2026-11-28"),
+    ],
+)
+def test_numbers_are_set_with_minus_signs_and_unbroken(text, said):
+    assert typeset(text) == said.replace("_", "\N{NO-BREAK SPACE}")

@@ -58,6 +58,7 @@ def test_a_change_by_hand(made):
     both = made.change("derta", ["direct", "prefilling-16"], "gives the steps")
     assert (both.value, both.n) == (-75, 16)
     assert made.change("derta", ["direct"], "twin refused").low < 0  # nothing seen on either side is not certainty
+    assert made.change("derta", ["selfcipher"], "gives the steps") is None
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

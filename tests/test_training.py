@@ -26,8 +26,8 @@ from derta_lib.corpus import concord
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.models import load_model, load_tokenizer
-from derta_lib.records import read_json
-from derta_lib.supervision import PRESETS, Encoder
+from derta_lib.records import read_json, write_json
+from derta_lib.supervision import METHODS, PRESETS, Encoder, Method
 from derta_lib.training import Recipe, schedule, train
 
 RECIPE = Recipe(steps=2, triples=3, helpful=1, lora_rank=0, learning_rate=1e-3, dtype="float32", max_length=160)
@@ -208,6 +208,14 @@ def test_dropout_and_processes_run_one_pack_at_a_time(folder: str, monkeypatch: 
     assert training.side_by_side(model) == 1
 
 
+def test_a_method_of_another_composition_is_another_training(monkeypatch: pytest.MonkeyPatch, folder: str) -> None:
+    keys = set()
+    for method in (Method(True, True, 1), Method(False, True, 1), Method(True, True, 2)):
+        monkeypatch.setitem(METHODS, "mine", method)
+        keys.add(training.checkpoint_key(replace(RECIPE, method="mine"), folder, TRIPLES, PAIRS))
+    assert len(keys) == 3
+
+
 def test_interrupted_training_gives_the_same_weights(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,11 +236,16 @@ def test_interrupted_training_gives_the_same_weights(
         train(folder, TRIPLES, PAIRS, recipe)
     assert not list((tmp_path / "second" / "checkpoints").glob("*"))
     [saved] = (tmp_path / "second" / "unfinished").glob("*/checkpoint-*")
-    torn = [shutil.copytree(saved, saved.with_name(f"checkpoint-{step}")) for step in (21, 100)]
+    torn = [shutil.copytree(saved, saved.with_name(f"checkpoint-{step}")) for step in (21, 100, 101, 102)]
     for name in ("adapter_model.safetensors", "optimizer.pt"):
         (torn[0] / name).write_bytes((saved / name).read_bytes()[:-100])
     (torn[0] / "trainer_state.json").unlink()
     (torn[1] / "trainer_state.json").write_text((saved / "trainer_state.json").read_text()[:-20])
+    flipped = bytearray((saved / "optimizer.pt").read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    (torn[2] / "optimizer.pt").write_bytes(flipped)
+    (torn[3] / training.WHOLE).unlink()
+    (saved.parent / "checkpoint-old").mkdir()
     resumed = train(folder, TRIPLES, PAIRS, recipe)
     assert seen == [*range(1, 23), *range(21, 25)]  # from the last saved step, 20
     assert not any(folder.exists() for folder in torn)
@@ -241,6 +254,23 @@ def test_interrupted_training_gives_the_same_weights(
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert read_json(whole / "derta.json")["cut"] == read_json(resumed / "derta.json")["cut"]
     assert not [kept for kept in (tmp_path / "second" / "unfinished").iterdir() if kept.is_dir()]
+
+
+def test_a_damaged_checkpoint_is_trained_again_and_equal_ones_have_one_key(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = replace(RECIPE, steps=1, lora_rank=2, max_length=96)
+    made = train(folder, TRIPLES, PAIRS, recipe)
+    before = {name: value.clone() for name, value in weights(made).items()}  # the file itself is mapped
+    key = training.model_key(str(made))
+    (made / "adapter_model.safetensors").write_bytes(b"")
+    assert train(folder, TRIPLES, PAIRS, recipe) == made
+    assert all(torch.equal(weights(made)[name], value) for name, value in before.items())
+    card = made / "derta.json"
+    write_json(card, read_json(card) | {"seconds": 1e6, "base": "elsewhere"})  # another machine's
+    assert training.model_key(str(made)) == key
+    monkeypatch.setenv("DERTA_CACHE", str(tmp_path / "second"))
+    assert training.model_key(str(train(folder, TRIPLES, PAIRS, recipe))) == key
 
 
 def test_the_seconds_of_a_resumed_training_are_those_of_all_its_steps(

@@ -30,6 +30,7 @@
         if (box.checked) state.hidden.delete(name);
         else state.hidden.add(name);
         draw();
+        if (status.textContent) tell();
       });
       return element("label", {}, box, label);
     });
@@ -58,8 +59,12 @@
       state.depth = Math.max(0, Math.min(query().depths.length - 1, depthIndex));
       draw();
       if (name) panels.querySelector(`[data-method="${name}"] [data-index="${state.token}"]`).focus({ preventScroll: true });
+      tell();
+    }
+
+    function tell() {
       const depth = query().depths[state.depth];
-      status.textContent = `After ${depth} tokens of the harmful response: ` +
+      status.textContent = methods().length && `After ${depth} tokens of the harmful response: ` +
         methods().map(({ name, label }) => `${label} ${chance(name, depth)}`).join(", ");
     }
 
@@ -111,7 +116,7 @@
         }
       });
       const box = element("section", { className: "panel" },
-        element("h3", { textContent: label }), strip,
+        element("h2", { textContent: label }), strip,
         element("p", { className: "chance",
           textContent: `P(“Sorry”) after ${depth} tokens: ${chance(name, depth)}. It goes on:` }),
         element("p", { className: "says", tabIndex: 0, textContent: runs[name].goes_on[state.depth] || "(nothing)" }));
@@ -143,6 +148,6 @@
   }
 
   const root = document.getElementById("derta-explorer");
-  if (root && window.DERTA_EXPLORER) start(root, window.DERTA_EXPLORER);
+  if (root && window.DERTA_EXPLORER?.queries.length) start(root, window.DERTA_EXPLORER);
   else if (root) root.textContent = "The explorer's data did not load; build the book again.";
 })();

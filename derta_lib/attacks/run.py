@@ -15,7 +15,7 @@ from derta_lib.data import Behaviour
 from derta_lib.errors import UsageError
 from derta_lib.judges.corpus import judge_of
 from derta_lib.models import model_key
-from derta_lib.records import check_output, content_key, json_line, resume_jsonl, write_jsonl
+from derta_lib.records import append_jsonl, check_output, content_key, resume_jsonl, write_jsonl
 from derta_lib.runs import versions
 from derta_lib.target import Target
 
@@ -65,13 +65,11 @@ def attack(
     # disable=None: a bar on a terminal, and nothing in a notebook's pages or a log file
     bar = tqdm(_attempts(left, target, seed), "attacks", len(left), leave=False, unit="response", disable=None)
     write_jsonl(out, kept.values())  # a torn last line goes, and a line that stands twice
-    with open(out, "a", encoding="utf-8") as file:
-        for one, attempt in bar:
-            bar.set_description(one.name)
-            record = _record(ids[one.name, attempt.behaviour.id], one, attempt) | about
-            file.write(json_line(record))
-            file.flush()
-            kept[record["id"]] = record
+    for one, attempt in bar:
+        bar.set_description(one.name)
+        record = _record(ids[one.name, attempt.behaviour.id], one, attempt) | about
+        append_jsonl(out, record)
+        kept[record["id"]] = record
     assert len(kept) == len(ids)
     records = [kept[key] for key in ids.values()]
     write_jsonl(out, records)  # in order, and whole even if another run has begun the file anew meanwhile
