@@ -270,17 +270,17 @@ def compare_to_paper(frame: pd.DataFrame) -> Figure:
     figure, (axes,) = canvas(0.8 + 0.2 * len(rows))
     for level, (text, row) in enumerate(rows):
         if row is None:
-            axes.text(-0.42, level, text, weight="bold", va="center")
+            axes.text(-0.50, level, text, weight="bold", va="center")
             axes.axhline(level - 0.5, color=FAINT, lw=0.8)
             continue
         style = METHODS[row["method"]]
-        axes.text(-0.40, level, text, va="center", size=9.5)
+        axes.text(-0.48, level, text, va="center", size=9)
         axes.plot([row["low"], row["high"]], [level, level], color=style.colour, lw=2)
         axes.plot(row["value"], level, style.marker, color=style.colour, ms=7, mec="white", mew=0.6)
         axes.plot(row["paper"], level, "o", mfc="none", mec=INK, ms=10, mew=1.2)
         if "n" in row:
             axes.text(1.06, level, f"n = {row['n']:,.0f}", va="center", size=8.5)
-    row_axes(axes, len(rows), (-0.44, 1.25 if "n" in frame else 1.03))
+    row_axes(axes, len(rows), (-0.52, 1.25 if "n" in frame else 1.03))
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_xlabel("attack success: ring = paper, filled = ours, 95 % intervals")
     inside = ((frame["paper"] >= frame["low"]) & (frame["paper"] <= frame["high"])).sum()
