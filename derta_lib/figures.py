@@ -148,7 +148,7 @@ def attack_heatmap(frame: pd.DataFrame) -> Figure:
         ink = readable_on(colours(value))
         low, high, n = (each[row, column] for each in about)
         lines = [f"{low * 100:.0f} to {high * 100:.0f}", *([] if n == usual else [f"n = {n:.0f}"])]
-        top = row - 0.08 - 0.12 * len(lines)
+        top = row - 0.04 - 0.12 * len(lines)
         axes.text(column, top, f"{value * 100:.0f}", ha="center", va="center", color=ink, weight="bold")
         for place, said in enumerate(lines, start=1):
             axes.text(column, top + 0.08 + 0.25 * place, said, ha="center", va="center", color=ink, size=8)
@@ -157,8 +157,8 @@ def attack_heatmap(frame: pd.DataFrame) -> Figure:
     axes.set_yticks(range(len(attacks)), [in_words(attack) for attack in attacks])
     axes.tick_params(length=0, top=True, bottom=False, labeltop=True, labelbottom=False)
     axes.tick_params(axis="x", labelsize=8.5)
-    unless = " unless it is given" if frame["n"].nunique() > 1 else ""
-    axes.set_xlabel(f"attack success, %, with 95 % intervals; n = {usual:,.0f}{unless}", size=9)
+    unless = " unless given" if frame["n"].nunique() > 1 else ""
+    axes.set_xlabel(f"attack success, %; 95 % intervals; n = {usual:,.0f}{unless}", size=9)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
     axes.set_xticks(np.arange(len(methods) + 1) - 0.5, minor=True)

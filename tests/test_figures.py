@@ -66,7 +66,7 @@ def test_a_heat_map_names_n_where_it_is_not_the_usual_one():
     )
     said = [found.get_text() for found in figures.attack_heatmap(frame).findobj(Text)]
     assert [text for text in said if "n = " in text and "%" not in text] == ["n = 2"]
-    assert "attack success, %, with 95 % intervals; n = 16 unless it is given" in said
+    assert "attack success, %; 95 % intervals; n = 16 unless given" in said
 
 
 def test_figures_say_what_their_bars_are_and_the_n_that_all_rows_share():
