@@ -34,7 +34,7 @@ PACKAGES = ("derta-lib", "torch", "transformers", "peft", "trl", "numpy", "scipy
 """Packages whose versions a manifest names and a cached notebook depends on."""
 
 _IN_PARTS = ("results", "items", "shown")  # kept out of the manifest
-_KEPT = {"notebook", "parameters", "records", *_IN_PARTS}
+_KEPT = {"notebook", "parameters", "records", "results", "items"}
 _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/+-]*")
 
 
