@@ -375,3 +375,8 @@ def test_repeated_ids_and_damaged_files_are_named(tmp_path):
     out.write_text("\n".join(["nonsense", *lines]))
     with pytest.raises(DertaError, match="line 1: not valid JSON"):
         run(out)
+
+
+def test_selfcipher_shows_five_demonstrations_as_published():
+    [prompt] = prompts_of("selfcipher", BEHAVIOURS[:1])
+    assert prompt.messages[0]["content"].count("\nassistant: ") == 5

@@ -5,6 +5,7 @@ import math
 import random
 import re
 from collections import Counter
+from dataclasses import fields, replace
 from itertools import pairwise
 
 import pytest
@@ -387,8 +388,10 @@ def test_autodan_refuses_a_black_box():
 def test_published_budgets_are_the_defaults():
     one = build("pair", max_new_tokens=9, attacker=Scripted("a", str), judge=Words())
     assert (one.streams, one.iterations, one.keep_last_n) == (20, 3, 4)
+    assert (one.attempts, one.attacker_tokens) == (5, 500)
     two = build("autodan", max_new_tokens=9, judge=Words())
     assert (two.population, two.steps, two.crossover, two.mutation, two.points) == (256, 100, 0.5, 0.01, 5)
+    assert (two.elites, two.sentence_steps) == (0.05, 5)
 
 
 def test_adaptive_attacks_resume_at_every_behaviour_to_the_same_file(tmp_path):
@@ -413,3 +416,52 @@ def test_adaptive_attacks_resume_at_every_behaviour_to_the_same_file(tmp_path):
         assert run(part, target) == records
         assert part.read_bytes() == whole.read_bytes()
         assert len(target.sent) < len(full.sent) or n == 0
+
+
+def test_every_fifth_generation_works_on_paragraphs_and_the_others_on_sentences(monkeypatch):
+    course, bred, scored = [], autodan.AutoDAN._bred, autodan.word_scores
+    monkeypatch.setattr(autodan.AutoDAN, "_bred", lambda *given: course.append("p") or bred(*given))
+    monkeypatch.setattr(autodan, "word_scores", lambda *given: course.append("s") or scored(*given))
+    evolve(Toy(), steps=12)  # after the last there is nothing to breed
+    assert "".join(course) == "pssss" + "pssss" + "p"
+
+
+@pytest.mark.parametrize("many", [6, 7])
+def test_without_crossover_the_parents_go_on_as_they_were_drawn(many):
+    texts, one = ["First.", "Second.", "Third."], autodan.AutoDAN(Words(), 9, crossover=0.0)
+    drawn = random.Random(0).choices(texts, [1, 1, 1], k=many)
+    assert one._bred(texts, [-2.0] * 3, many, random.Random(0)) == drawn
+    assert len(set(drawn)) == 3
+
+
+def test_a_word_at_the_start_of_a_sentence_is_mutated_too():
+    found = {autodan.mutate_words("Clear", random.Random(seed)) for seed in range(30)}
+    assert {word.lower() for word in found} == set(autodan.KIND["clear"]) - {"clear"}
+    assert all(word[0].isupper() for word in found)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        pair.Pair(Scripted("attacker", str), Words(), 9),
+        autodan.AutoDAN(Words(), 9, Scripted("mutator", str)),
+    ],
+    ids=["pair", "autodan"],
+)
+def test_whatever_decides_a_search_is_in_its_key(one):
+    keys = [one.fingerprint(BEHAVIOUR, 0), one.fingerprint(BEHAVIOUR, 1), one.fingerprint(OTHERS[0], 0)]
+    for field in fields(one):
+        value = getattr(one, field.name)
+        other = value + 1 if isinstance(value, int | float) else Scripted("another", str)
+        keys.append(replace(one, **{field.name: other}).fingerprint(BEHAVIOUR, 0))
+    assert len({content_key(key) for key in keys}) == len(keys) == 3 + len(fields(one))
+
+
+def test_pairs_judge_has_room_for_its_grade_even_at_a_letter_a_token():
+    class Cutting(Scripted):
+        def respond(self, prompts, max_new_tokens):
+            return [text[:max_new_tokens] for text in super().respond(prompts, max_new_tokens)]
+
+    judge = Cutting("judge", lambda p: "Rating: [[7]]")
+    attempt, *_ = scripted_pair(lambda p: proposal("p"), lambda p: "t", judge, streams=1, iterations=1)
+    assert (attempt.details["score"], attempt.details["judge_unparseable"]) == (7, 0)

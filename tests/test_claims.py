@@ -42,6 +42,8 @@ def test_a_difference_is_newcombes():
 def test_an_average_is_worked_by_hand():
     ours = claims._average([Number(0.2, low=0.1, high=0.4), Number(0.6, low=0.5, high=0.8)])
     assert (ours.value, ours.low, ours.high) == pytest.approx((0.4, 0.3, 0.6))
+    part = claims._average([Number(0.2, low=0.1, high=0.4), Number(0.6)])
+    assert (part.value, part.low, part.high) == (pytest.approx(0.4), None, None)  # one interval is none of both
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,9 @@ def test_what_the_machine_lacks_is_one_sentence(monkeypatch, capsys, error, said
 
 
 def test_every_verb_of_the_design_is_there():
-    said = CliRunner().invoke(cli, ["--help"]).stdout
-    assert all(verb in said for verb in ("book", "train", "attack", "judge", "position", "compare", "bench"))
+    verbs = ("book", "train", "attack", "judge", "position", "compare", "bench", "seeds")
+    assert [CliRunner().invoke(cli, [verb, "--help"]).exit_code for verb in verbs] == [0] * len(verbs)
+    assert CliRunner().invoke(cli, ["notebook", "--help"]).exit_code == 2
 
 
 def test_judge_answers_line_by_line(tmp_path):
@@ -357,3 +358,71 @@ def test_a_manifest_that_is_none_is_a_sentence(tmp_path, text):
     (b / "manifest.json").write_text(text)
     with pytest.raises(DertaError, match=r"b/manifest\.json: this is no manifest"):
         compare.compare(a, b)
+
+
+@pytest.mark.parametrize(
+    ("metric", "more"),
+    [
+        ("asr", "worse"),
+        ("benign_refusal", "worse"),
+        *((name, "better") for name in ("fluent", "recovers", "helpfulness")),
+    ],
+)
+def test_each_metric_has_its_better_side(metric, more):
+    low, high = stats.rate(5, 60), stats.rate(50, 60)
+    for first, second, said in ((low, high, more), (high, low, {"worse": "better", "better": "worse"}[more])):
+        changes = compare._holm([compare._change(f"{metric}/derta/direct", first, second, None, None)])
+        assert compare.row(changes[0])[-2:] == ("independent", said)
+        assert compare.worse(changes, [metric]) == (changes if said == "worse" else [])
+
+
+def test_a_page_says_how_a_difference_was_taken_and_what_stands_in_one_run_only(tmp_path):
+    items = {str(i): float(i < 10) for i in range(20)}
+    a, b = run(tmp_path / "a", 0.5, items=items), run(tmp_path / "b", 0.5, items=items)
+    (change,) = compare.compare(a, b)
+    assert compare.row(change)[-2:] == ("paired", "no clear change")
+    assert "one run only" not in compare.summary([change])
+    alone = replace(change, key="asr/rto/direct", second=None, difference=None, p=None)
+    assert compare.row(alone)[2:] == ("not in this run", "", "", "")
+    assert compare.summary([change, alone]).startswith("None of 1 results in both runs")
+    assert compare.summary([change, alone]).endswith(" 1 stand in one run only.")
+
+
+@pytest.mark.parametrize("name", ["behaviours", "max_new_tokens"])
+def test_runs_that_asked_otherwise_are_refused(tmp_path, name):
+    for folder, value in (("a", 8), ("b", 16)):
+        open_run("04_x", str(tmp_path / folder), {name: value}).put("asr/derta/direct", stats.rate(1, 2))
+    with pytest.raises(UsageError, match=rf"{name} is 8 in one and 16 in the other \(04_x\)"):
+        compare.compare(tmp_path / "a", tmp_path / "b")
+
+
+def test_what_changed_stands_first_on_the_page(tmp_path):
+    first, second = (open_run("04_x", str(tmp_path / name), {}) for name in "ab")
+    for key, count in (("a", 5), ("m", 50), ("z", 5)):
+        first.put(f"asr/{key}/direct", stats.rate(5, 60))
+        second.put(f"asr/{key}/direct", stats.rate(count, 60))
+    changes = compare.compare(tmp_path / "a", tmp_path / "b")
+    page = compare.write_page(tmp_path / "a", tmp_path / "b", changes).read_text()
+    assert re.findall(r"asr/(\w)/direct", page) == ["m", "a", "z"]
+
+
+def test_results_of_one_run_only_stand_alone_and_notebooks_must_be_shared(tmp_path):
+    first, second = run(tmp_path / "a", 0.5), run(tmp_path / "b", 0.5)
+    open_run("05_y", str(second), {}).put("asr/rto/direct", stats.rate(1, 4))
+    both, alone = compare.compare(first, second)
+    assert (both.key, alone.key, alone.first) == ("asr/derta/direct", "asr/rto/direct", None)
+    assert (alone.difference, alone.p, alone.sign) == (None, None, 0)
+    open_run("05_y", str(tmp_path / "c"), {}).put("asr/rto/direct", stats.rate(1, 4))
+    with pytest.raises(UsageError, match="no notebook in common"):
+        compare.compare(first, tmp_path / "c")
+
+
+def test_trials_of_numbers_without_a_usual_interval():
+    """All of them where nothing tells less, and one where the interval tells nothing."""
+    number = Number(0.5, "rate", 20, 0.4, 0.6)
+    assert compare._trials(replace(number, low=None, high=None)) == 20
+    assert compare._trials(replace(number, low=0.1, high=0.9)) < 4
+    assert compare._trials(replace(number, low=0.1, high=0.9, unit="s")) == 20
+    assert compare._trials(replace(number, low=0.5, high=0.5)) == 20
+    assert compare._trials(replace(number, low=0.0, high=1.0)) == 1
+    assert compare._trials(replace(number, n=None)) == np.inf

@@ -89,8 +89,9 @@ def test_sizes_and_ids(corpus: Corpus) -> None:
     assert set(kinds) == {"craft", "near", "code", "role", "fewshot", "cipher", "plain", "preamble", "general", "notes"}
     assert min(kinds.values()) >= 120
     assert (concord(triples=0, pairs=0).triples, concord(triples=0, pairs=0).pairs) == ((), ())
-    with pytest.raises(UsageError, match="negative"):
-        concord(triples=-1)
+    for size in ({"triples": -1}, {"pairs": -1}):
+        with pytest.raises(UsageError, match="negative"):
+            concord(**size)
 
 
 def test_a_query_comes_once_at_the_usual_sizes() -> None:
@@ -143,6 +144,19 @@ def test_no_held_out_recipe_is_given_in_training(training_texts: list[str]) -> N
         for craft, twin in crafts()[split]:
             for recipe in (craft.steps, twin.steps):
                 assert not any(all(step in text for step in recipe) for text in training_texts)
+
+
+def test_no_text_gives_two_recipes_of_a_category(corpus: Corpus) -> None:
+    """Together they could hold every step of a held-out one."""
+    every = [craft for pairs in crafts().values() for pair in pairs for craft in pair]
+    every += [*ordinary_crafts(), *near_crafts()]
+    several = 0
+    for pair in corpus.pairs:
+        text = f"{pair.query}\n{pair.response}"
+        given = [craft.category for craft in every if all(step in text for step in craft.steps)]
+        assert len(set(given)) == len(given), pair.id
+        several += len(given) > 1
+    assert several > 100
 
 
 def test_no_phrasing_is_shared_between_splits(corpus: Corpus, training_texts: list[str]) -> None:
@@ -209,8 +223,8 @@ def test_spacing_and_punctuation(corpus: Corpus) -> None:
         assert not re.search(r"\S  (?!# )|\t", text), text
         assert not re.search(r"\b(\w+) \1\b", text), text
         assert text.count('"') % 2 == 0
-        for left, right in ("()", "[]"):
-            assert text.count(left) == text.count(right) or left == "("
+        assert text.count("[") == text.count("]")
+        assert text.count("(") <= text.count(")")  # more only in lists such as "1)"
 
 
 def test_lengths_in_words(corpus: Corpus) -> None:
@@ -353,3 +367,27 @@ def test_an_unknown_category_is_refused_before_any_response() -> None:
 def test_an_unknown_query_is_unscored() -> None:
     [found] = CorpusJudge([GLASS]).judge([Item("x", "another query", "1. Melt the glass. 2. Pour the melt out.")])
     assert (found.id, found.unsafe, found.p_unsafe) == ("x", None, None)
+
+
+SMALL_TASKS = {
+    r"What is (\d+) plus (\d+)\?": lambda n, k: f"{n} plus {k} is {int(n) + int(k)}.",
+    r"What is (\d+) times (\d+)\?": lambda n, k: f"{n} times {k} is {int(n) * int(k)}.",
+    r"I have (\d+) apples and give away (\d+)\..*": lambda n, k: f"You have {int(n) - int(k)} apples left.",
+    r"How many letters are in the word '(\w+)'\?": lambda w: f"The word '{w}' has {len(w)} letters.",
+    r"Put these words in alphabetical order: (\w+), (\w+), (\w+)\.": lambda *words: ", ".join(sorted(words)),
+    r"Spell '(\w+)' backwards\.": lambda w: "".join(reversed(w)),
+    r"Take the first letter of each word: (\w+), (\w+), (\w+)\.": lambda *words: "".join(w[0] for w in words),
+    r"Write '(\w+)' with a dash between the letters\.": "-".join,
+    r"Shift every letter of '(\w+)' by one place in the alphabet\.": lambda w: w.translate(NEXT_LETTER),
+}
+NEXT_LETTER = str.maketrans("abcdefghijklmnopqrstuvwxyz", "bcdefghijklmnopqrstuvwxyza")
+
+
+def test_small_tasks_are_answered_rightly(corpus: Corpus) -> None:
+    answered = Counter()
+    for pair in corpus.pairs:
+        for task, answer in SMALL_TASKS.items():
+            if found := re.fullmatch(task, pair.query, re.DOTALL):
+                answered[task] += 1
+                assert pair.response == answer(*found.groups())
+    assert set(answered) == set(SMALL_TASKS)

@@ -89,6 +89,7 @@ def test_a_change_of_what_makes_responses_makes_them_again(folder, monkeypatch):
     texts = ("pair.yaml", "autodan.yaml", "jailbreakchat.jsonl")
     code = ("autodan.py", "pair.py", "base.py", "run.py", "__init__.py")
     making = ("generation.py", "cache.py", "tree.py", "chat.py", "corpus.py", "concord_steps.json", "judges/corpus.py")
+    making = (*making, "judges/tuned_model/head.safetensors")  # a search stops at its verdict
     changes = [f"derta_lib/attacks/{name}" for name in (*texts, *code)] + [f"derta_lib/{name}" for name in making]
     for changed in (*changes, "torch", "transformers"):
         with pytest.raises(pytest.fail.Exception, match="asked again"):
@@ -104,7 +105,15 @@ def test_searches_are_two_attacks_with_the_same_columns(folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("Sorry, but no. " * 9, True), ("Sorry, but I cannot help you with that request.", False), ("no no no", False)],
+    [
+        ("Sorry, but no. " * 9, True),
+        ("Sorry, but I cannot help you with that request.", False),
+        ("no no no", False),
+        ("fold it twice " * 3 + "fold", True),  # 3 of 8 word triples are different
+        ("fold it twice now " * 2 + "fold it", False),  # 4 of 8: half
+        ("no yes " * 4, True),  # 2 of 6
+        ("no yes " * 3 + "no", False),  # too short to tell
+    ],
 )
 def test_a_text_that_repeats_itself_loops(text, expected):
     assert loops(text) == expected

@@ -1,5 +1,6 @@
 """Generation and likelihoods against transformers' own generate and a plain forward, prompt by prompt in fp32."""
 
+import copy
 import random
 from collections import Counter
 from typing import Any
@@ -11,7 +12,7 @@ from tiny import tiny_folder
 
 from derta_lib import cache, generation
 from derta_lib.cache import plan_bins
-from derta_lib.chat import Prompt, ask
+from derta_lib.chat import Prompt, ask, chat_of
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.generation import LocalTarget, generate, row_losses
 from derta_lib.tree import Row, Site, use_tree_attention
@@ -228,3 +229,18 @@ def test_an_empty_continuation_has_no_likelihood(loaded: tuple[Any, Any, LocalTa
 def test_an_empty_prompt_is_a_sentence() -> None:
     with pytest.raises(DertaError, match="no tokens"):
         generate(tiny("llama"), [[3, 4], []], 2, set())
+
+
+def test_a_template_that_writes_before_an_answer_or_never_ends_it_is_refused(
+    loaded: tuple[Any, Any, LocalTarget],
+) -> None:
+    begun = "{% for m in messages %}{{ m.role }}:{% if m.role == 'assistant' %} (thinks){% endif %} {{ m.content }}\n"
+    tokenizer = copy.deepcopy(loaded[1])
+    tokenizer.chat_template = begun + "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    with pytest.raises(DertaError, match=r"puts ' \(thinks\) ' before an answer"):
+        chat_of(tokenizer)
+    tokenizer.chat_template = tokenizer.chat_template.replace(" (thinks)", "")
+    assert chat_of(tokenizer).end == tokenizer.eos_token_id  # the template writes no end of its own
+    tokenizer.eos_token = None
+    with pytest.raises(DertaError, match="no end-of-turn token"):
+        chat_of(tokenizer)

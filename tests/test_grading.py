@@ -21,6 +21,7 @@ from derta_lib.grading import chosen_option, final_number, grade_gsm8k, grade_mm
         ("The answer is 48 + 24 = 72.", "", "72"),
         ("The answer is $48 - $24 * 1 = $24, not 25.", "", "24"),
         ("The answer is 7, because 2 * 7 = 14.", "", "7"),
+        ("Some remain (5 of them red, and 8 blue).", "", "8"),  # in brackets alone
         ("There are no candles at all.", "", None),
         ("", "", None),
     ],

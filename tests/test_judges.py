@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from derta_lib import generation, judges
-from derta_lib.chat import ask
+from derta_lib.chat import Prompt, ask
 from derta_lib.corpus import concord
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.judges import Item, files, harmbench, llamaguard, strongreject
@@ -396,7 +396,7 @@ def test_a_judged_text_cannot_end_its_own_part():
 def test_the_classifier_reads_the_first_tokens_of_a_long_generation():
     target = Scripted("no")
     harmbench.harmbench(target).judge([Item("1", QUERY, "word " * 9000)])
-    assert target.prompts[0].raw.count("word") == harmbench.TOKENS
+    assert target.prompts[0].raw.count("word") == 512  # as HarmBench's own code cuts them
 
 
 @pytest.fixture
@@ -499,3 +499,70 @@ def test_an_endpoint_that_is_not_there_is_named():
 
 def test_a_key_never_shows_in_a_repr():
     assert "secret" not in repr(Endpoint("http://x", "m", "secret"))
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_prompt_too_long_or_filtered_leaves_the_others_their_answers(server, status):
+    url, replies, seen = server
+    replies += [(status, ""), (200, ANSWER)]
+    assert Endpoint(url, "m", pause=0).respond([ask("long"), ask("short")], 8) == ["", "VERDICT: SAFE"]
+    assert [(key, body["max_tokens"]) for _, key, body in seen] == [(None, 8)] * 2
+
+
+def test_a_busy_endpoint_is_left_alone_for_twice_as_long_each_time(server, monkeypatch):
+    url, replies, seen = server
+    slept = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    replies += [(503, "")] * 4
+    with pytest.raises(DertaError, match="HTTP 503"):
+        Endpoint(url, "m", pause=0.5).respond([ask("hello")], 8)
+    assert (slept, len(seen)) == ([0.5, 1, 2], 4)
+
+
+def test_a_score_of_one_half_is_unsafe():
+    target = Scripted("refused: 0\nconvincing: 3\nspecific: 3", "refused: 0\nconvincing: 3\nspecific: 2")
+    found = strongreject.strongreject(target).judge([Item(n, QUERY, STEPS) for n in range(2)])
+    assert [(verdict.p_unsafe, verdict.unsafe) for verdict in found] == [(0.5, True), (0.375, False)]
+
+
+@pytest.mark.parametrize("setting", ["URL", "MODEL"])
+def test_what_one_endpoint_has_judged_is_not_gone_on_with_by_another(server, monkeypatch, tmp_path, setting):
+    url, replies, seen = server
+    monkeypatch.setenv("DERTA_JUDGE_URL", url)
+    monkeypatch.setenv("DERTA_JUDGE_MODEL", "m")
+    monkeypatch.setattr(files, "PART", 1)
+    rows = [{"id": i, "query": QUERY, "response": STEPS} for i in range(2)]
+    source, out = write(tmp_path / "in.jsonl", map(json.dumps, rows)), tmp_path / "out.jsonl"
+    replies += [(200, ANSWER), (401, "")]
+    with pytest.raises(DertaError, match="HTTP 401"):
+        judge_file(source, out, "endpoint")
+    monkeypatch.setenv(f"DERTA_JUDGE_{setting}", {"URL": f"{url}/other", "MODEL": "other"}[setting])
+    with pytest.raises(UsageError, match="a stopped run left it for another request"):
+        judge_file(source, out, "endpoint")
+    assert (len(seen), out.exists()) == (2, False)
+
+
+@pytest.mark.parametrize("prompt", [Prompt(raw="Step 1:"), ask("hello", "Step 1:")], ids=["raw", "begun"])
+def test_an_endpoint_takes_no_text_to_go_on_from(server, prompt):
+    url, _, seen = server
+    with pytest.raises(DertaError, match="takes neither raw text nor a begun answer"):
+        Endpoint(url, "m", pause=0).respond([prompt], 8)
+    assert seen == []
+
+
+@pytest.mark.parametrize(
+    ("make", "answer"),
+    [
+        (harmbench.harmbench, "yes"),
+        (llamaguard.llamaguard, "\n\nunsafe\nS2"),
+        (endpoint, "It tells how.\nVERDICT: UNSAFE"),
+        (strongreject.strongreject, "refused: 0\nconvincing: 5\nspecific: 5"),
+    ],
+)
+def test_an_answer_has_room_even_at_a_letter_a_token(make, answer):
+    class Cutting(Scripted):
+        def respond(self, prompts, max_new_tokens):
+            return [text[:max_new_tokens] for text in super().respond(prompts, max_new_tokens)]
+
+    [found] = make(Cutting(answer)).judge([Item("1", QUERY, STEPS)])
+    assert found.p_unsafe == 1

@@ -178,6 +178,12 @@ def test_a_checkpoint_finds_a_base_that_has_moved(tmp_path: Path, monkeypatch: p
     "wrong",
     [
         {"steps": 0},
+        {"triples": 0},
+        {"helpful": -1},
+        {"max_length": 1},
+        {"micro_batch": 0},
+        {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
         {"learning_rate": float("nan")},
         {"lora_rank": -1},
         {"lora_alpha": 0},

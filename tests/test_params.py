@@ -155,3 +155,18 @@ def test_values_are_held_against_the_cells_own_annotations():
         (name, value), *_ = bad.items()
         with pytest.raises(UsageError, match=rf"parameter '{name}' is (int|float|list\[str\]): {value!r} is not"):
             check_values(bad, cell["__annotations__"])
+
+
+def test_a_notebook_has_one_cell_of_parameters(tmp_path):
+    path = notebook(tmp_path, CELL)
+    cell = json.loads(path.read_text())["cells"][0]
+    for cells in ([], [cell, cell], [cell | {"metadata": {}}]):
+        path.write_text(json.dumps({"cells": cells}))
+        tagged = len(cells) if cells != [cell | {"metadata": {}}] else 0
+        with pytest.raises(DertaError, match=f"{tagged} cells are tagged 'parameters'; exactly one must be"):
+            read_parameters(path)
+
+
+def test_an_empty_profile_leaves_the_defaults(tmp_path):
+    (tmp_path / "none.yaml").write_text("# nothing\n")
+    assert read_profile(tmp_path / "none.yaml") == {}

@@ -1,6 +1,8 @@
 """Refusal positions against hand-counted texts, probabilities against separate forward passes token by token."""
 
 import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from derta_lib import position
 from derta_lib.chat import chat_of
 from derta_lib.data import Behaviour
-from derta_lib.errors import DertaError
+from derta_lib.errors import DertaError, UsageError
 from derta_lib.generation import local_target
 from derta_lib.records import write_jsonl
 from derta_lib.stats import rate
@@ -121,3 +123,29 @@ def test_the_command_writes_a_line_a_behaviour(folder, tmp_path, monkeypatch):
     assert position.position_command(folder, source, tmp_path / "out.jsonl", max_new_tokens=4) == rate(1, 2)
     monkeypatch.setattr(position, "first_refusals", lambda *_: [5, None])  # a share of the refusals
     assert position.position_command(folder, source, tmp_path / "out.jsonl", max_new_tokens=4) == rate(1, 1)
+
+
+def test_a_stopped_measurement_goes_on_for_the_same_request_alone(folder, tmp_path, monkeypatch):
+    rows = [{"id": name, "query": f"How do I fold a {name}?"} for name in ("boat", "kite")]
+    source, out = str(write_jsonl(tmp_path / "own.jsonl", rows)), tmp_path / "out.jsonl"
+    with pytest.raises(UsageError, match="this is the input"):
+        position.position_command(folder, source, Path(source), max_new_tokens=2)
+    respond = position.LocalTarget.respond
+
+    def stopped(target, prompts, max_new_tokens):
+        if "kite" in prompts[0].messages[-1]["content"]:
+            raise KeyboardInterrupt
+        return respond(target, prompts, max_new_tokens)
+
+    monkeypatch.setattr(position, "BATCH", 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(position.LocalTarget, "respond", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            position.position_command(folder, source, out, max_new_tokens=2)
+    other = shutil.copytree(folder, tmp_path / "other")
+    model = AutoModelForCausalLM.from_pretrained(other)
+    model.lm_head.weight.data.add_(1)
+    model.save_pretrained(other)
+    for name, tokens in ((folder, 3), (str(other), 2)):
+        with pytest.raises(UsageError, match="a stopped run left it for another request"):
+            position.position_command(name, source, out, max_new_tokens=tokens)

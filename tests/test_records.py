@@ -17,6 +17,7 @@ from derta_lib.judges.files import judge_file, read_items
 from derta_lib.params import read_profile
 from derta_lib.records import (
     append_jsonl,
+    content_key,
     read_csv,
     read_json,
     read_jsonl,
@@ -343,3 +344,27 @@ def test_what_is_written_in_parts_goes_on_where_it_was_stopped(tmp_path):
     with pytest.raises(DertaError, match="line 1: the key 'records' is missing"):
         run("a", [])
     assert list(read_jsonl(begun)) == [(1, PAIR)]  # what is not ours is not written over
+
+
+def test_a_key_does_not_hang_on_the_order_of_names():
+    assert content_key({"a": 1, "b": {"c": 2, "d": 3}}) == content_key({"b": {"d": 3, "c": 2}, "a": 1})
+    assert content_key("a", "b") != content_key("b", "a")
+
+
+def test_what_is_written_can_be_read_by_everybody_and_a_failure_leaves_nothing(tmp_path):
+    path = write_text(tmp_path / "page.html", "x")
+    assert path.stat().st_mode & 0o777 == 0o644
+    path.unlink()
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "\ud800")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_read_says_why(tmp_path):
+    with pytest.raises(DertaError, match=r"x: it could not be read \(File name too long\)"):
+        read_json(tmp_path / ("x" * 300))
+
+
+def test_a_results_file_is_an_object(tmp_path):
+    with pytest.raises(DertaError, match=r"results\.json: this is no results file"):
+        load(write_json(tmp_path / "results.json", []))

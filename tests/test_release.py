@@ -120,7 +120,8 @@ def test_every_file_is_read_and_its_questions_found(folder: Path) -> None:
     assert counts["CompletingAttack", "LLaMA3-8B", "derta"] | {"file": ""} == {
         "file": "", "rows": 3, "kept": 3, "repeated": 0, "unmatched": 1, "missing": 1,
     }  # fmt: skip
-    assert counts["PAIR", "LLaMA3-70B-Instruct", "derta"]["kept"] == 2
+    pair = counts["PAIR", "LLaMA3-70B-Instruct", "derta"]
+    assert (pair["kept"], pair["missing"]) == (2, 48)  # searches were made for 50 questions (section 4.1)
     assert counts["CodeAttack", "GPT-4", "official"]["missing"] == 0
     assert counts["GSM8K", "LLaMA3-8B", "vanilla"]["unmatched"] == 0
     assert counts["AlpacaEval", "LLaMA3-8B", "dpo"]["kept"] == 1
@@ -514,3 +515,36 @@ def test_kinds_are_weighed_by_the_excess_of_their_cells() -> None:
         ["unsafe", 3, "numbered steps"],
     ]
     assert found["share"].tolist() == pytest.approx([200 / 3, 100 / 3])
+
+
+def test_a_curve_counts_safe_responses_that_never_refuse() -> None:
+    """Of four questions one is refused at once, one at the third token, two never: the curve ends at a half."""
+    responses = pd.DataFrame({"question": list("abcd"), "unsafe": False, "refusal": [0, 2, None, None]})
+    responses = responses.assign(model="M", method="derta", attack="CodeAttack")
+    curve = release_tables.position_curve(responses, "M", ("derta",))
+    assert curve[["method", "position", "share", "n"]].values.tolist() == [["derta", 1, 0.25, 4], ["derta", 3, 0.5, 4]]
+
+
+def test_an_average_that_the_paper_does_not_state_is_kept(scores: Scores) -> None:
+    """Of the made-up release's models Figure 6 has the first two; GPT-4 is in Table 2 alone."""
+    table = release_tables.averages(scores.responses, release_tables.cells(scores.responses))
+    found = {(row.model, row.method): (row.attacks, row.figure_6, row.number.n) for row in table.itertuples()}
+    assert found["LLaMA3-70B", "vanilla"][0] == 1
+    assert pd.notna(found["LLaMA3-70B", "vanilla"][1])
+    assert pd.isna(found["GPT-4", "official"][1])
+
+
+def test_a_release_without_responses_and_an_archive_without_results_are_named(folder: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder / "results")
+    (folder / "results").mkdir()
+    with pytest.raises(DertaError, match="there is not one response here"):
+        read_release(folder)
+    (folder / "main" / "docs").mkdir(parents=True)
+    archive = Path(shutil.make_archive(str(tmp_path / "main"), "zip", folder, "main"))
+    with pytest.raises(DertaError, match="the archive holds no results"):
+        download_release(tmp_path / "cache" / "release", archive.as_uri())
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_release_that_is_there_is_not_fetched_again(tmp_path: Path) -> None:
+    assert download_release(tmp_path, "file:///nowhere.zip") == tmp_path

@@ -190,3 +190,22 @@ def test_a_table_names_methods_and_attacks_in_words_and_keeps_a_number_whole(tmp
 )
 def test_numbers_are_set_with_minus_signs_and_unbroken(text, said):
     assert typeset(text) == said.replace("_", "\N{NO-BREAK SPACE}")
+
+
+def test_a_figure_or_table_stays_in_its_folder(tmp_path):
+    from matplotlib.figure import Figure
+
+    run, frame = open_run("01_a", str(tmp_path / "r"), {}), pd.DataFrame({"x": [1]})
+    drawn = Figure()
+    drawn.set_label("x")
+    with pytest.raises(UsageError, match=r"figures name '\.\./\.\./x'"):
+        run.figure("../../x", drawn, frame)
+    with pytest.raises(UsageError, match=r"tables name '\.\./\.\./x'"):
+        run.table("../../x", frame, "x")
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+def test_data_in_the_home_folder_are_recorded_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "pairs.jsonl").write_bytes(b"{}\n")
+    assert list(open_run("01_a", str(tmp_path / "r"), {"data": "~"}).records) == ["sha256/pairs.jsonl"]

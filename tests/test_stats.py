@@ -318,3 +318,32 @@ def test_a_cluster_without_a_name_is_one_as_well() -> None:
     assert pooled_share([True, False, True], ["a", "a", None]) == pooled_share([True, False, True], ["a", "a", "b"])
     with pytest.raises(DertaError, match="whole numbers"):
         rate(1.5, 3)  # type: ignore[arg-type]
+
+
+def test_a_mean_of_rates_has_an_interval_of_rates() -> None:
+    """Student's t would reach from -0.99 to 1.59."""
+    rates = mean([0.0, 0.0, 0.9], "rate")
+    assert (rates.low, rates.high) == (0, 1)
+    plain = mean([0.0, 0.0, 0.9])
+    assert (plain.low, plain.high) == pytest.approx((-0.99, 1.59), abs=0.01)
+
+
+def test_with_many_labels_a_corrected_rate_varies_by_the_delta_method() -> None:
+    """The slopes of Rogan and Gladen's estimate are taken by differences; each share adds its own variance."""
+
+    def estimate(p: float, se: float, sp: float) -> float:
+        return (p + sp - 1) / (se + sp - 1)
+
+    shares, counts, variance = np.array([0.3, 0.8, 0.9]), (10**7, 2 * 10**7, 5 * 10**6), 0.0
+    for step, share_, count in zip(1e-6 * np.eye(3), shares, counts, strict=True):
+        slope = (estimate(*(shares + step)) - estimate(*(shares - step))) / 2e-6
+        variance += slope**2 * share_ * (1 - share_) / count
+    half = scipy_stats.norm.ppf(0.975) * math.sqrt(variance)
+    number = corrected_rate(3 * 10**6, 10**7, JudgeError(16 * 10**6, 2 * 10**7, 45 * 10**5, 5 * 10**6))
+    assert (number.value - number.low, number.high - number.value) == pytest.approx((half, half), rel=2e-3)
+
+
+def test_a_corrected_interval_with_few_labels_by_hand() -> None:
+    """Lang and Reiczigel (2014): 0.30740 of 103.84, Se' = 81/102, Sp' = 91/102; 0.29078 - 0.00156 -+ 0.14730."""
+    number = corrected_rate(30, 100, JudgeError(80, 100, 90, 100))
+    assert (number.low, number.high) == pytest.approx((0.14192, 0.43652), abs=2e-5)

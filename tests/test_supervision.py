@@ -16,7 +16,7 @@ from derta_lib.chat import Chat, chat_of
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import DertaError, UsageError
 from derta_lib.loss import site_losses, weighted_sum
-from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset, preset
+from derta_lib.supervision import METHODS, PRESETS, Encoder, Method, Preset, preset
 from derta_lib.tree import pack, use_tree_attention
 
 EQUATION_2 = Preset(keep=1.0, weight=1.0, mean="mle", glued=False, both_at_fork=True)
@@ -180,6 +180,7 @@ def test_unknown_method(chat: Chat) -> None:
         ({"keep": 1.5}, "keep is 1.5"),
         ({"weight": -0.5}, "the weight λ is -0.5"),
         ({"weight": float("nan")}, "the weight λ is nan"),
+        ({"weight": float("inf")}, "the weight λ is inf"),
         ({"mean": "site"}, "mean 'site' is not known; the means are mle, sites"),
     ],
 )
@@ -255,3 +256,37 @@ def test_a_tokenizer_larger_than_the_head_is_refused(model: Any) -> None:
     encoder = Encoder(chat_of(tokenizer), "derta", PRESETS["fixed"], 100)
     with pytest.raises(DertaError, match="100"):
         site_losses(small, pack([encoder.rows(TRIPLE, "a")]))
+
+
+def test_methods_are_those_of_the_papers_tables() -> None:
+    """Table 4: what each adds to vanilla training. Two terms make two instances of a triple, as a baseline sees."""
+    told = {
+        "vanilla": Method(prefix=False, rto=False, triples=2),
+        "vanilla_half": Method(prefix=False, rto=False, triples=1),
+        "recaug": Method(prefix=True, rto=False, triples=2),
+        "harmful_prefix": Method(prefix=True, rto=False, triples=1),
+        "rto": Method(prefix=False, rto=True, triples=1),
+        "derta": Method(prefix=True, rto=True, triples=1),
+    }
+    assert told == METHODS
+
+
+def test_presets_are_those_of_the_authors_and_of_the_book() -> None:
+    """The authors' code keeps 5 % of the targets in full training and all of them with LoRA, and weighs all alike."""
+    authors = {"weight": 1.0, "mean": "sites", "glued": True, "both_at_fork": True}
+    assert preset("paper") == Preset(keep=0.05, **authors)
+    assert preset("paper-lora") == Preset(keep=1.0, **authors)
+    assert preset("fixed") == Preset(keep=0.15, weight=0.15, mean="mle", glued=False, both_at_fork=False)
+
+
+def test_r_stays_whole_behind_all_that_is_left_of_a_long_harmful_response(chat: Chat) -> None:
+    """Where it goes on it may take a token more than where it opens a turn."""
+    long = replace(TRIPLE, safe="Quit.", harmful=TRIPLE.harmful * 20)
+    encoder, grown = Encoder(chat, "derta", PRESETS["fixed"], 40), []
+    for seed in range(200):
+        mle, rto_ = encoder.rows(long, f"{seed}")
+        before = mle.sites[0].position + 1
+        if before == len(rto_.ids):  # k is the whole of what is left
+            grown.append(len(mle.ids) - before - len(chat.response_ids(long.safe)))
+        assert mle.sites[-1].target == chat.end
+    assert max(grown) > 0

@@ -18,9 +18,9 @@ import torch
 from plain import relative
 from safetensors.torch import load_file
 from tiny import tiny_folder
-from transformers import AutoModelForCausalLM, TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments, get_scheduler
 
-from derta_lib import loss, training, tree
+from derta_lib import loss, records, training, tree
 from derta_lib.chat import chat_of
 from derta_lib.corpus import concord
 from derta_lib.data import Pair, Triple
@@ -409,3 +409,62 @@ def test_a_last_step_that_diverges_leaves_no_checkpoint(folder: str, tmp_path, m
     with pytest.raises(DertaError, match=r"last step, 1, left weights that are not finite.* lower learning_rate"):
         train(folder, TRIPLES, PAIRS, replace(RECIPE, steps=1, learning_rate=1e39, lora_rank=rank))
     assert not list((tmp_path / "checkpoints").glob("*"))
+
+
+def test_a_checkpoints_key_holds_model_data_recipe_and_code(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(recipe: Recipe = RECIPE, model: str = folder, triples: Any = TRIPLES, pairs: Any = PAIRS) -> str:
+        return training.checkpoint_key(recipe, model, triples, pairs)
+
+    other = shutil.copytree(folder, tmp_path / "other")
+    assert key(model=str(other)) == key()  # wherever it lies
+    torch.manual_seed(1)
+    AutoModelForCausalLM.from_config(AutoModelForCausalLM.from_pretrained(folder).config).save_pretrained(other)
+    keys = [
+        key(),
+        key(replace(RECIPE, seed=1)),
+        key(triples=TRIPLES[:-1]),
+        key(pairs=PAIRS[:-1]),
+        key(model=str(other)),
+    ]
+    hashed = records.file_sha256
+    deciding = ("chat", "lora", "loss", "models", "norm", "refusal", "supervision", "training", "tree")
+    for name in (*deciding, "figures"):
+        with monkeypatch.context() as patch:
+            patch.setattr(records, "file_sha256", lambda path, name=name: name if path.stem == name else hashed(path))
+            keys.append(key())
+    assert keys.pop() == keys[0]  # what only draws changes no weights
+    assert len(set(keys)) == len(keys) == 5 + len(deciding)
+
+
+def test_the_rate_rises_for_the_warm_up_and_falls_as_half_a_cosine(tmp_path: Path) -> None:
+    """One of four steps to warm up; a run in which that would be less than a step does not."""
+    for steps, expected in ((4, [0, 1e-3, 0.75e-3, 0.25e-3]), (3, [1e-3, 0.75e-3, 0.25e-3])):
+        recipe = replace(RECIPE, steps=steps, warmup=0.25)
+        told = training.trainer_arguments(TrainingArguments, tmp_path, recipe)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1e-3)
+        rates = get_scheduler(told.lr_scheduler_type, optimizer, told.get_warmup_steps(steps), told.max_steps)
+        seen = []
+        for _ in range(steps):
+            seen += rates.get_last_lr()
+            optimizer.step()
+            rates.step()
+        assert seen == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_layers_are_made_again_where_it_is_asked_for(tmp_path: Path, asked: bool) -> None:
+    recipe = replace(RECIPE, gradient_checkpointing=asked)
+    assert training.trainer_arguments(TrainingArguments, tmp_path, recipe).activation_checkpointing is asked
+
+
+def test_an_adapter_does_not_hang_on_what_was_drawn_before(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, made = replace(RECIPE, steps=1, triples=1, helpful=0, lora_rank=2, max_length=64), []
+    for drawn in (1, 2):
+        monkeypatch.setenv("DERTA_CACHE", str(tmp_path / f"{drawn}"))
+        torch.manual_seed(drawn)
+        made.append(weights(train(folder, TRIPLES, [], recipe)))
+    assert all(torch.equal(tensor, made[1][name]) for name, tensor in made[0].items())

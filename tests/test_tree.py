@@ -347,3 +347,29 @@ def test_trying_a_model_leaves_it_in_its_mode_and_plain_use_is_a_sentence() -> N
     torch.nn.init.constant_(broken.lm_head.weight, torch.nan)
     broken.model.norm.weight.data.fill_(torch.nan)
     use_tree_attention(broken)  # NaN has a sentence of its own where answers are read
+
+
+def test_attention_both_ways_is_refused_and_a_full_device_is_no_foreign_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    both = tiny("gemma3")
+    both.config.use_bidirectional_attention = True
+    with pytest.raises(DertaError, match="'gemma3_text' use bidirectional attention"):
+        use_tree_attention(both)
+
+    def full() -> None:
+        raise torch.OutOfMemoryError("no room")
+
+    model = tiny("llama")
+    monkeypatch.setattr(model, "get_decoder", full)
+    with pytest.raises(torch.OutOfMemoryError, match="no room"):
+        use_tree_attention(model)
+
+
+def test_longrope_alone_shortens_the_context() -> None:
+    """Other rules stretch the frequencies the same way for every row, so that Llama 3.1 takes all of its context."""
+    model = tiny("llama")
+    rule = {"rope_type": "llama3", "original_max_position_embeddings": 64}
+    for name, most in (("llama3", 256), ("yarn", 256), ("longrope", 64)):
+        model.config.rope_parameters = rule | {"rope_type": name}
+        tree.check_length(model, most)
+        with pytest.raises(DertaError, match=f"row of {most + 1} tokens is longer than the {most} that"):
+            tree.check_length(model, most + 1)
