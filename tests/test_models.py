@@ -239,7 +239,9 @@ def test_models_compute_in_the_faster_precision(tmp_path: Path, monkeypatch: pyt
     for slow, fast in (("bfloat16", "float32"), ("float32", "bfloat16")):
 
         def slowed(states: torch.Tensor, *arguments: Any, slow: str = slow) -> torch.Tensor:
-            time.sleep(0.05 * (states.dtype is getattr(torch, slow)))
+            until = time.thread_time() + 0.05 * (states.dtype is getattr(torch, slow))
+            while time.thread_time() < until:  # at work: a pause would count for nothing
+                pass
             return linear(states, *arguments)
 
         monkeypatch.delenv("DERTA_PRECISION", raising=False)
