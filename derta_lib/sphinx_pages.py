@@ -38,6 +38,7 @@ class ExplorerDirective(SphinxDirective):
     """`{explorer}`: the explorer, with a warning (which stops the build) when its data are not staged."""
 
     def run(self) -> list[nodes.Node]:
+        self.env.note_dependency(__file__)
         if not (Path(self.env.srcdir) / "_static" / EXPLORER_DATA).is_file():
             message = "the explorer's data are missing (the run has no explorer.js), so this page would be blank"
             logging.getLogger(__name__).warning(message, location=self.get_location())
@@ -120,7 +121,7 @@ def _add_explorer(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
     """The explorer's files on its own page alone, deferred, so that the first paint waits for none of them."""
-    if doctree is not None and any(node.astext() == EXPLORER for node in doctree.findall(nodes.raw)):
+    if doctree is not None and any('id="derta-explorer"' in node.astext() for node in doctree.findall(nodes.raw)):
         app.add_css_file("explorer.css")
         app.add_js_file(EXPLORER_DATA, loading_method="defer", priority=800)
         app.add_js_file("explorer.js", loading_method="defer", priority=810)
@@ -130,8 +131,7 @@ def _mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctre
     """Take out what makes a page fail in the browser and is none of ours, and say what a page is about.
 
     The scripts of the live-kernel button, which Jupyter Book adds twice, an error on every page; the roles that
-    docutils gives the bibliography and its entries; a label of hidden cells that differs from what is seen; and the
-    book's title behind the same title.
+    docutils gives the bibliography and its entries; and a label of hidden cells that differs from what is seen.
     """
     for kind in ("script_files", "css_files"):
         context[kind] = [
@@ -143,8 +143,6 @@ def _mend(app: Sphinx, page: str, template: str, context: dict[str, Any], doctre
     if doctree is not None and (first := next((p for p in doctree.findall(nodes.paragraph) if p.astext()), None)):
         words = textwrap.shorten(first.astext(), 160, placeholder=" …")
         context["metatags"] += f'<meta name="description" content="{html.escape(words)}">\n'
-    if page == app.config.root_doc:
-        context["docstitle"] = ""
 
 
 def _not_on_every_page(app: Sphinx, config: Config) -> None:

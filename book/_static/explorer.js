@@ -64,8 +64,8 @@
 
     function tell() {
       const depth = query().depths[state.depth];
-      status.textContent = methods().length && `After ${depth} tokens of the harmful response: ` +
-        methods().map(({ name, label }) => `${label} ${chance(name, depth)}`).join(", ");
+      const told = methods().map(({ name, label }) => `${label} ${chance(name, depth)}`).join(", ");
+      status.textContent = told ? `After ${depth} tokens of the harmful response: ${told}` : "";
     }
 
     function chance(name, depth) {
