@@ -220,14 +220,6 @@ def test_a_pair_of_runs_with_as_many_up_as_down_is_a_test_too(tmp_path):
     assert (change.p, change.clear, compare.row(change)[-1]) == (1.0, False, "no clear change")
 
 
-@pytest.mark.parametrize("name", ["attacks", "probes", "streams", "generations"])
-def test_runs_that_attacked_otherwise_are_not_compared(tmp_path, name):
-    for folder, value in (("a", 1), ("b", 2)):
-        open_run("04_x", str(tmp_path / folder), {name: value}).put("asr/x/direct", stats.rate(1, 8))
-    with pytest.raises(UsageError, match=f"{name} is 1 in one and 2 in the other"):
-        compare.compare(tmp_path / "a", tmp_path / "b")
-
-
 def test_too_few_items_are_never_worse(tmp_path):
     for n in range(2, 6):  # all of five the one way: 2 · 2⁻⁵ > 5 %
         none, all_ = ({str(i): outcome for i in range(n)} for outcome in (0.0, 1.0))
@@ -388,7 +380,7 @@ def test_a_page_says_how_a_difference_was_taken_and_what_stands_in_one_run_only(
     assert compare.summary([change, alone]).endswith(" 1 stand in one run only.")
 
 
-@pytest.mark.parametrize("name", ["behaviours", "max_new_tokens"])
+@pytest.mark.parametrize("name", ["behaviours", "max_new_tokens", "attacks", "probes", "streams", "generations"])
 def test_runs_that_asked_otherwise_are_refused(tmp_path, name):
     for folder, value in (("a", 8), ("b", 16)):
         open_run("04_x", str(tmp_path / folder), {name: value}).put("asr/derta/direct", stats.rate(1, 2))
