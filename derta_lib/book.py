@@ -21,16 +21,14 @@ import yaml
 
 from derta_lib import pages
 from derta_lib.errors import DertaError, UsageError
-from derta_lib.experiment import check_parameters
 from derta_lib.models import model_key, precision
 from derta_lib.params import RUN_DIR, Parameter, Value, parse_settings, read_parameters, read_profile, resolve
-from derta_lib.records import content_key, file_sha256, read_json, write_json, write_text
+from derta_lib.records import content_key, file_sha256, library_files, read_json, write_json, write_text
 from derta_lib.runs import check_name, merge, versions
 
 CELL_TIMEOUT = 4 * 3600  # seconds
 INSTALL_LINE = 'source = os.environ.get("DERTA_SOURCE", "")'  # of the first cell; a published copy knows its repository
 _LIBRARY = Path(__file__).parent
-_SOURCES = (".py", ".json", ".jsonl", ".yaml", ".csv", ".safetensors")
 _PAGES_ONLY = ("claims", "bench_", "sphinx_", "book", "pages", "cli", "compare")
 
 
@@ -46,10 +44,14 @@ def build_book(root: Path, profile: str, settings: Sequence[str], name: str) -> 
     notebooks = chapters(root)
     chosen = read_profile(root / "notebooks" / "profiles" / f"{profile}.yaml")
     parameters = resolve(notebooks, chosen, parse_settings(settings))
-    for values in parameters.values():
-        check_parameters(values)
-    pages.check_numbers([*sorted((root / "book").rglob("*.md")), *notebooks])
     folder = root / "runs" / name
+    due = [n.stem for n in notebooks if not _is_executed(n, folder, _execution_key(n, parameters[n.stem], root))]
+    if due:
+        from derta_lib.experiment import check_parameters  # takes seconds to load, which a change of prose does without
+
+        for stem in due:
+            check_parameters(parameters[stem])
+    pages.check_numbers([*sorted((root / "book").rglob("*.md")), *notebooks])
     for number, notebook in enumerate(notebooks, start=1):
         execute(notebook, parameters[notebook.stem], folder, f"{number}/{len(notebooks)}")
     for part in (folder / "parts").glob("*.json"):
@@ -86,7 +88,7 @@ def execute(notebook: Path, parameters: Mapping[str, Value], folder: Path, progr
     declared = read_parameters(notebook)
     key = _execution_key(notebook, parameters, root)
     executed, part_path = folder / "notebooks" / notebook.name, folder / "parts" / f"{stem}.json"
-    if executed.exists() and _key_of(part_path) == key:
+    if _is_executed(notebook, folder, key):
         print(f"[{progress}] {stem}: unchanged", flush=True)
         return
     print(f"[{progress}] {stem}: executing", flush=True)
@@ -146,17 +148,18 @@ def check_executed(notebook: Path) -> None:
             raise DertaError(f"{notebook.name}, cell number {index} failed with {failed[0]['ename']}.")
 
 
-def _key_of(part: Path) -> str:
-    """What a part was made from; "" for none, or one that is damaged, so that the notebook runs again."""
+def _is_executed(notebook: Path, folder: Path, key: str) -> bool:
+    """Was the notebook run from the inputs of `key`? One whose part is missing or damaged runs again."""
     try:
-        return str(read_json(part)["key"])
+        made_from = read_json(folder / "parts" / f"{notebook.stem}.json")["key"]
     except (DertaError, KeyError, TypeError):
-        return ""
+        return False
+    return made_from == key and (folder / "notebooks" / notebook.name).exists()
 
 
 def _execution_key(notebook: Path, parameters: Mapping[str, Value], root: Path) -> str:
     cells = [["".join(cell["source"]), cell["cell_type"]] for cell in read_json(notebook)["cells"]]
-    code = {str(path.relative_to(_LIBRARY)): file_sha256(path) for path in library_files()}
+    code = {str(path.relative_to(_LIBRARY)): file_sha256(path) for path in executed_files()}
     used = {name: value for name, value in parameters.items() if name != RUN_DIR}
     with chdir(root):  # where the notebooks run, so that a relative path is the same folder
         data = {
@@ -167,10 +170,9 @@ def _execution_key(notebook: Path, parameters: Mapping[str, Value], root: Path) 
     return content_key(cells, used, data, code, versions(), precision())
 
 
-def library_files() -> list[Path]:
-    """Files of the library that a notebook may depend on: code and data, but for those that only make pages."""
-    files = (path for path in _LIBRARY.rglob("*") if path.suffix in _SOURCES and not path.stem.startswith(_PAGES_ONLY))
-    return sorted(files)
+def executed_files() -> list[Path]:
+    """Files of the library that a notebook may depend on: all but those that only make pages."""
+    return [path for path in library_files() if not path.stem.startswith(_PAGES_ONLY)]
 
 
 def _listing(path: Path) -> list[Any]:

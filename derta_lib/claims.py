@@ -39,7 +39,7 @@ SEEDS_GAP = (
 UNMEASURED_GAP = "No released response and no measurement of this run bears on it."
 
 CELL_POINTS = 5.0
-"""A cell counts as reproduced when the paper's value lies within our interval widened by this many points."""
+"""A cell counts as reproduced when ours is within so many percentage points of the paper's value."""
 
 RULES: dict[str, tuple[str, ...]] = {
     "below": (),
@@ -63,7 +63,8 @@ class Rule:
     - `below`: ours (minus other) is below `limit`, with its whole interval; `at_least`: at or above it;
     - `lower_than`: ours minus other is below zero, with its whole interval;
     - `lowers_more`: ours minus to is at least other minus other_to, with its whole interval;
-    - `within`: the paper's value lies within our interval widened by `points` percentage points.
+    - `within`: ours is within `points` percentage points of the paper's value. The interval does not count: paper and
+      book read the same responses, so that which questions were asked moves both alike.
 
     All but `within` fail when the whole interval is on the wrong side, and are open when it reaches across. Below a
     limit is not at it: two rates of zero leave `lower_than` open.
@@ -94,14 +95,14 @@ class Rule:
 
     def words(self) -> str:
         difference = " minus ".join(filter(None, (self.ours, self.other)))
-        limit = f"{self.limit * 100:g} {'points' if self.other else '%'}"
+        limit = f"{self.limit * 100:g} {'points' if self.other else '%'}" if self.limit else "0"
         return {
             "below": f"{difference} below {limit}, whole interval",
             "at_least": f"{difference} at least {limit}, whole interval",
             "lower_than": f"{self.ours} lower than {self.other}, whole interval of the difference",
             "lowers_more": f"drop from {self.ours} to {self.to} larger than from {self.other} to {self.other_to}, "
             "whole interval of the difference",
-            "within": f"the paper's value in the interval of {difference}, widened by {self.points:g} points",
+            "within": f"{difference} within {self.points:g} points of the paper's value",
         }[self.rule]
 
 
@@ -180,14 +181,12 @@ def _member(key: str, group: str, attack: str) -> str:
 
 
 def _judge(rule: Rule, numbers: Mapping[str, Number], printed: Sequence[str]) -> bool | None:
-    """Whether the rule holds; None where the interval reaches across its limit, or is not there."""
+    """Whether the rule holds; None where the interval that it asks for reaches across its limit, or is not there."""
     total = combine([(numbers[key], sign) for key, sign in rule.signs().items()])
     if rule.rule == "within":
         first, last = _bounds(printed[0])
         margin = rule.points / 100 + 1e-9
-        low = total.value if total.low is None else total.low
-        high = total.value if total.high is None else total.high
-        return low - margin <= last and first <= high + margin
+        return first - margin <= total.value <= last + margin
     if total.low is None or total.high is None:
         return None
     if rule.rule in ("below", "lower_than"):
@@ -252,20 +251,17 @@ def _printed(references: Sequence[str]) -> list[str]:
 
 
 def closeness(results: Results) -> str:
-    """In words: how many of the paper's cells lie near to the authors' responses, or in their intervals."""
+    """In words: how many of the paper's cells the authors' responses come near to."""
     rows = []
     for claim in (claim for claim in all_claims() if claim.kind == "cell"):
         printed = [paper_value(reference) for reference in claim.paper]
-        for rule, numbers, *_ in _measured(claim, results):
-            near = _judge(rule, {key: Number(number.value) for key, number in numbers.items()}, printed) is True
-            rows.append((rule.ours, near, _judge(replace(rule, points=0.0), numbers, printed) is True))
-    cells = pd.DataFrame(rows, columns=["rate", "near", "inside"])
+        rows += [(rule.ours, _judge(rule, numbers, printed)) for rule, numbers, *_ in _measured(claim, results)]
+    cells = pd.DataFrame(rows, columns=["rate", "near"])
     once = cells.drop_duplicates("rate")
     return (
         f"Of the {len(cells)} cells with released responses, {cells.near.sum()} differ from the paper by at most "
-        f"{CELL_POINTS:g} points, and in {cells.inside.sum()} the paper's value lies within our interval itself. The "
-        f"paper prints some rates in several tables; each counted once, it is {once.near.sum()} and "
-        f"{once.inside.sum()} of {len(once)}."
+        f"{CELL_POINTS:g} points. It prints some rates in several tables; each counted once, they are "
+        f"{once.near.sum()} of {len(once)}."
     )
 
 

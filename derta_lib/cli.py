@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors import SafetensorError
 
 from derta_lib.errors import DertaError, UsageError, first_line
 from derta_lib.judges import DEFAULT, NAMES
@@ -213,7 +214,7 @@ def app() -> None:
             stream.reconfigure(errors="replace")
     try:
         cli()
-    except (DertaError, ImportError, OSError, RuntimeError) as error:
+    except (DertaError, ImportError, OSError, RuntimeError, SafetensorError) as error:
         if not (said := _sentence(error)):
             raise
         print(f"derta: {said}", file=sys.stderr)
@@ -231,6 +232,8 @@ def _sentence(error: Exception) -> str:
         return f"{error}."
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}."
+    if "No space left" in str(error) or "file write failed" in str(error):  # safetensors' words, and torch's
+        return "the disk is full, so the weights could not be written; make room, or name another place (DERTA_CACHE)."
     if "home directory" in str(error):
         return f"{error} Set HOME, or DERTA_CACHE where a cache is wanted, or write the folder out."
     if "out of memory" in str(error):

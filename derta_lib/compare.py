@@ -77,8 +77,8 @@ def worse(changes: Sequence[Change], metrics: Sequence[str]) -> list[Change]:
     """Clear changes for the worse in `metrics`, by Holm's correction over the results in these metrics alone.
 
     Raises UsageError for a metric without a known direction, and DertaError for one that the second run has not
-    measured wherever the first did, or that has no interval anywhere: what was not measured, or cannot be tested,
-    cannot be said to be no worse.
+    measured wherever the first did, or that has no interval anywhere, and where no change could be clear, so few
+    crafts stand behind it: what was not measured, or cannot be tested, cannot be said to be no worse.
     """
     for metric in metrics:
         if metric not in BETTER:
@@ -93,6 +93,13 @@ def worse(changes: Sequence[Change], metrics: Sequence[str]) -> list[Change]:
             )
         if all(change.difference is None or change.difference.low is None for change in measured):
             raise DertaError(f"--fail-on {metric}: its numbers have no intervals, so a change may be chance alone.")
+    tested = [change for change in changes if change.metric in metrics and change.p is not None]
+    pairs = [change.difference.n or 0 for change in tested if change.paired and change.difference]
+    if tested and len(pairs) == len(tested) and 2.0 ** (1 - max(pairs)) > (1 - LEVEL) / len(tested):
+        raise DertaError(
+            f"--fail-on {', '.join(metrics)}: with {max(pairs)} crafts or fewer behind each of {len(tested)} results, "
+            "no change could be told from chance; make both runs with more (--set behaviours=16)."
+        )
     return [c for c in _holm([c for c in changes if c.metric in metrics]) if c.sign == -BETTER[c.metric]]
 
 

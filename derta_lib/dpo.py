@@ -17,6 +17,7 @@ from trl import DPOConfig, DPOTrainer
 
 from derta_lib import lora, training
 from derta_lib.chat import chat_of
+from derta_lib.checkpoints import made_once, processes
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import UsageError
 from derta_lib.models import load_model, load_tokenizer
@@ -80,7 +81,7 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
     Of `recipe` count the steps (at most STEPS), LoRA's shape, max_length, dtype and seed. An interrupted run resumes.
     Raises DertaError for a training that diverges.
     """
-    if training.processes() > 1:
+    if processes() > 1:
         raise UsageError("The DPO baseline trains in one process; start it without torchrun.")
     rate = LEARNING_RATE["lora" if recipe.lora_rank else "full"]
     recipe = replace(recipe, steps=min(recipe.steps, STEPS), triples=TRIPLES, helpful=1, learning_rate=rate)
@@ -116,4 +117,4 @@ def train_dpo(vanilla: Path | str, triples: Sequence[Triple], pairs: Sequence[Pa
         training.fit(trainer, work)
         training.save(trainer, folder, tokenizer, recipe, card, LOGGED)
 
-    return training.made_once("dpo", key, str(vanilla), make)
+    return made_once("dpo", key, str(vanilla), make)

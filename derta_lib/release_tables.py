@@ -126,12 +126,14 @@ def disagreement(responses: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["attack", "we_say", "excess", "kind", "share"])
 
 
-def differences(responses: pd.DataFrame, model: str, method: str, baseline: str, seed: int = 0) -> pd.DataFrame:
-    """Attack success of `method` minus `baseline` in points, by attack and over all, paired and clustered by question:
-    attack, n (pairs), points, low, high. Questions that only one of the two has answered are left out.
+def differences(
+    responses: pd.DataFrame, first: tuple[str, str], second: tuple[str, str], seed: int = 0
+) -> pd.DataFrame:
+    """Attack success of one model and method minus that of another in points, by attack and over all, paired and
+    clustered by question: attack, n (pairs), points, low, high. Questions that only one has answered are left out.
     """
-    scored = responses[responses["model"] == model].dropna(subset="unsafe")
-    ours, theirs = (scored[scored["method"] == name] for name in (method, baseline))
+    scored = responses.dropna(subset="unsafe")
+    ours, theirs = (scored[(scored["model"] == m) & (scored["method"] == name)] for m, name in (first, second))
     pairs = ours.merge(theirs, on=["attack", "question"], suffixes=("", "_baseline"))
     rows = []
     for attack in (*dict.fromkeys(pairs["attack"]), "all"):

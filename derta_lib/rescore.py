@@ -19,7 +19,7 @@ from derta_lib.grading import grade_gsm8k, grade_mmlu, last_is_right
 from derta_lib.judges import Item, Judge, Verdict
 from derta_lib.judges.people import code_hash
 from derta_lib.judges.refusal import EARLY, before_refusal, token_index
-from derta_lib.judges.xstest import agreement, read_xstest, score_xstest
+from derta_lib.judges.xstest import agreement, in_mid_text, read_xstest, score_xstest
 from derta_lib.records import cache_dir, canonical, read_json, today, write_text
 from derta_lib.release import COMMIT, Response, download_release, read_release
 from derta_lib.stats import JudgeError
@@ -96,7 +96,8 @@ def open_validation(xstest_dir: str = "") -> Validation:
         return Validation(kept["date"], kept["judge"], True, table, JudgeError(**kept["error"]))
     rows, judge = read_xstest(Path(xstest_dir).expanduser()), judges.build()
     held_out = score_xstest(rows[~rows["development"]], judge)
-    return Validation(today(), _named(judge), False, agreement(held_out), judge_error(held_out))
+    table = pd.concat([agreement(held_out), in_mid_text(rows[~rows["development"]], judge)], ignore_index=True)
+    return Validation(today(), _named(judge), False, table, judge_error(held_out))
 
 
 def _named(judge: Judge) -> str:

@@ -18,7 +18,7 @@ from derta_lib.errors import DertaError, UsageError
 from derta_lib.evaluation import KINDS, kind, refuses_twin
 from derta_lib.records import check_output, read_json, today, write_json
 from derta_lib.results import Number
-from derta_lib.stats import combine, repeats
+from derta_lib.stats import difference, repeats
 
 KEPT = Path(__file__).with_name("kept_seeds.json")
 OUTCOMES = {name: ("kinds", str(number)) for number, name in enumerate(KINDS)} | {"twin refused": ("twins", "1")}
@@ -71,15 +71,16 @@ class Seeds:
 
     def change(self, method: str, attacks: Sequence[str], outcome: str) -> Number | None:
         """Points by which a method's rate under `attacks` differs from vanilla's; n is the method's own. None where no
-        such attack was made.
-
-        The interval takes the two rates as independent (`stats.combine`), so it never shrinks to nothing where all
-        seeds gave the same.
+        such attack was made. The interval is by seed (`stats.difference`), since DPO goes on from its seed's vanilla.
         """
         if not self.records.attack.isin(attacks).any():
             return None
-        own, other = (self.rate(name, attacks, outcome) for name in (method, "vanilla"))
-        return replace(combine([(own, 100), (other, -100)]), unit="points", n=own.n)
+        column, digit = OUTCOMES[outcome]
+        of = self.records[self.records.attack.isin(attacks) & self.records.method.isin((method, "vanilla"))]
+        said = of.groupby(["seed", "method"])[column].agg("".join).unstack()
+        shares = said.map(lambda each: each.count(digit) / len(each))
+        number = difference(shares[method], shares["vanilla"], list(said.index))
+        return replace(number, n=int(said[method].map(len).sum()))
 
 
 def read_seeds(path: Path = KEPT) -> Seeds:

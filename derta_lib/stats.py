@@ -18,6 +18,8 @@ from derta_lib.results import Number
 LEVEL = 0.95
 RESAMPLES = 10_000
 """Of a bootstrap."""
+FEW = 5
+"""Clusters below which a bootstrap covers too little."""
 BEGINNING = 5
 """Table 1's bound: a refusal within this many tokens stands at the beginning."""
 
@@ -120,9 +122,9 @@ def difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed
 
     `a`, `b` and `clusters` have one entry a pair: the outcomes (0/1 or shares) of two methods on the same item, and
     the question the item belongs to (items of one question are not independent). Percentile interval, Efron and
-    Tibshirani (1993), chapter 13, expanded for few clusters as by Hesterberg (2015), section 5.3; where all clusters
-    are alike, by Clopper and Pearson (1934). n is the number of pairs. With one cluster there is no interval. Raises
-    DertaError when lengths differ, nothing is there, or a value is not finite.
+    Tibshirani (1993), chapter 13, expanded for few clusters as by Hesterberg (2015), section 5.3; of fewer than FEW,
+    Student's t on the clusters; where all are alike, by Clopper and Pearson (1934). n is the number of pairs. With one
+    cluster there is no interval. Raises DertaError when lengths differ, nothing is there, or a value is not finite.
     """
     return _clustered(a, b, clusters, [0] * len(clusters), -100.0, seed)
 
@@ -156,6 +158,11 @@ def _clustered(
         # value, and those could lie at `least` or at 100
         others = 1 - ((1 - LEVEL) / 2) ** (1 / len(sums))
         return Number(value, "points", ours.size, value + others * (least - value), value + others * (100.0 - value))
+    if len(sums) < FEW:  # the rarest resamples are too frequent to stand for the tails: by Student's t on the clusters
+        totals = sizes.sum(0)
+        shifts = ((sums - sums.sum(0) / totals * sizes) / totals).mean(1)
+        half = t.ppf((1 + LEVEL) / 2, len(sums) - 1) * math.sqrt(len(sums) / (len(sums) - 1) * (shifts**2).sum())
+        return Number(value, "points", ours.size, max(least, value - half), min(100.0, value + half))
     tail = norm.cdf(-math.sqrt(len(sums) / (len(sums) - 1)) * t.ppf((1 + LEVEL) / 2, len(sums) - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Number(value, "points", ours.size, float(low), float(high))

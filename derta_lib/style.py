@@ -16,7 +16,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from scipy.optimize import isotonic_regression
@@ -101,7 +100,6 @@ def book_figure(*needs: str) -> Callable:
 
 def canvas(height: float, rows: int = 1) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
 
 

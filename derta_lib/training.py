@@ -4,41 +4,27 @@ import math
 import os
 import random
 import shutil
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from filelock import FileLock
 from tqdm.auto import tqdm
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from derta_lib import lora, loss, norm, tree
 from derta_lib.chat import chat_of
+from derta_lib.checkpoints import last_checkpoint, made_once, processes, seal
 from derta_lib.data import Pair, Triple
 from derta_lib.errors import DertaError, UsageError, check_whole
-from derta_lib.models import (
-    CHECKPOINT_CARD,
-    REFERENCE,
-    is_whole,
-    load_model,
-    load_tokenizer,
-    model_key,
-    precision,
-    resolve,
-)
-from derta_lib.records import cache_dir, code_key, content_key, folder_hashes, read_json, write_json
+from derta_lib.models import CHECKPOINT_CARD, load_model, load_tokenizer, model_key, precision
+from derta_lib.records import code_key, content_key, folder_hashes, write_json
 from derta_lib.supervision import METHODS, PRESETS, Encoder, Preset
-
-WHOLE = "whole.json"
-"""Written last into what a stopped training goes on from: the hashes of its files."""
 
 Example = Triple | Pair
 SOURCES = ("chat", "lora", "loss", "models", "norm", "refusal", "supervision", "training", "tree")
@@ -156,11 +142,6 @@ def _named(step: Sequence[Example], seed: str) -> list[tuple[Example, str]]:
     return named
 
 
-def processes() -> int:
-    """Processes that share this training, as torchrun and accelerate tell them."""
-    return int(os.environ.get("WORLD_SIZE") or "1")
-
-
 def side_by_side(model: Any) -> int:
     """How many packs of a micro-batch run at once (`loss.micro_batch_sum`): on a CPU as many as it has cores.
 
@@ -232,8 +213,7 @@ class Progress(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            saved = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            write_json(saved / WHOLE, {"files": folder_hashes(saved)})
+            seal(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
     def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self.bar.close()
@@ -289,18 +269,6 @@ def trainer_arguments(kind: type[Arguments], work: Path, recipe: Recipe, **given
     return arguments
 
 
-def last_checkpoint(work: Path) -> str | None:
-    """The newest whole checkpoint under `work`; one that a killed run left half-written, or that was damaged since, is
-    deleted.
-    """
-    saved = {int(step): folder for folder in work.glob("checkpoint-*") if (step := folder.name[11:]).isdecimal()}
-    for _, folder in sorted(saved.items(), reverse=True):
-        if is_whole(folder, WHOLE):
-            return str(folder)
-        shutil.rmtree(folder, ignore_errors=True)
-    return None
-
-
 def fit(trainer: Trainer, work: Path) -> None:
     """Train on from the last whole checkpoint under `work`; a training that diverges leaves none."""
     trainer.remove_callback(PrinterCallback)
@@ -316,27 +284,6 @@ def checkpoint_key(recipe: Recipe, model: str, triples: Sequence[Triple], pairs:
     sources = [Path(__file__).with_name(f"{name}.py") for name in SOURCES]
     made_of = [asdict(recipe), asdict(METHODS[recipe.method])]
     return content_key(made_of, model_key(model), data, code_key(sources, "torch", "transformers", "peft"))
-
-
-def made_once(name: str, key: str, model: str, make: Callable[[Path, Path, dict[str, Any]], None]) -> Path:
-    """The folder of a checkpoint trained from `model`. Unless it is there and whole, `make` makes it, given the folder,
-    that of what an interrupted run left, and the card's beginning.
-
-    Of several processes that ask for the same one trains, and the others wait (those of one training work together).
-    The adapter of a finished checkpoint is made to stand on `model`, which may have moved since.
-    """
-    folder = cache_dir() / "checkpoints" / f"{name}-{key}"
-    base = model if model == REFERENCE else resolve(model)  # a name that means the same in any working directory
-    if not is_whole(folder):
-        work = cache_dir() / "unfinished" / key
-        work.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{work}.lock") if processes() == 1 else nullcontext():
-            if not is_whole(folder):
-                make(folder, work, {"key": key, "base": base})
-    adapter = folder / "adapter_config.json"
-    if adapter.exists() and (config := read_json(adapter)).get("base_model_name_or_path") != base:
-        write_json(adapter, config | {"base_model_name_or_path": base})
-    return folder
 
 
 def train(model: str, triples: Sequence[Triple], pairs: Sequence[Pair], recipe: Recipe) -> Path:
@@ -389,19 +336,20 @@ def save(
     """
     model: Any = trainer.model
     history = trainer.state.log_history
+    work = Path(str(trainer.args.output_dir))
+    made = work / "made"
+    shutil.rmtree(made, ignore_errors=True)  # of a run that was killed here
+    if recipe.lora_rank:
+        model.peft_config["default"].base_model_name_or_path = card["base"]
+    model.save_pretrained(made, **({"save_embedding_layers": False} if recipe.lora_rank else {}))
+    tokenizer.save_pretrained(made)
+    log = [{k: e[k] for k in ("step", *logged) if k in e} for e in history if logged[0] in e]
+    seconds = round(sum(entry.get("seconds", 0.0) for entry in history), 1)
+    files = folder_hashes(made)
+    files.pop("adapter_config.json", None)  # it names the base, which may move
+    told = {"recipe": asdict(recipe), "log": log, "seconds": seconds, "files": files}
+    write_json(made / CHECKPOINT_CARD, card | told)
+    shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        made = Path(scratch) / "made"
-        if recipe.lora_rank:
-            model.peft_config["default"].base_model_name_or_path = card["base"]
-        model.save_pretrained(made, **({"save_embedding_layers": False} if recipe.lora_rank else {}))
-        tokenizer.save_pretrained(made)
-        log = [{k: e[k] for k in ("step", *logged) if k in e} for e in history if logged[0] in e]
-        seconds = round(sum(entry.get("seconds", 0.0) for entry in history), 1)
-        files = folder_hashes(made)
-        files.pop("adapter_config.json", None)  # it names the base, which may move
-        told = {"recipe": asdict(recipe), "log": log, "seconds": seconds, "files": files}
-        write_json(made / CHECKPOINT_CARD, card | told)
-        shutil.rmtree(folder, ignore_errors=True)  # one that is not whole
-        os.replace(made, folder)
-    shutil.rmtree(str(trainer.args.output_dir), ignore_errors=True)
+    os.replace(made, folder)
+    shutil.rmtree(work, ignore_errors=True)

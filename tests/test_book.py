@@ -18,7 +18,7 @@ from derta_lib.book import (
     check_executed,
     colab_notebook,
     derived_config,
-    library_files,
+    executed_files,
     published_notebook,
 )
 from derta_lib.errors import DertaError, UsageError
@@ -201,7 +201,7 @@ def test_a_page_that_is_removed_leaves_the_book(tiny):
 
 
 def test_a_notebook_depends_on_the_library_but_not_on_what_only_pages_show():
-    names = {path.name for path in library_files()}
+    names = {path.name for path in executed_files()}
     assert {"runs.py", "tuned.py", "direct.py", "concord_texts.json", "kept_release.json"} <= names
     assert not {"book.py", "cli.py", "claims.py", "claims.json", "bench_cpu.json"} & names
 

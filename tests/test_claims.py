@@ -76,12 +76,12 @@ def test_rules_on_hand_worked_cases(rule, numbers, expected):
 @pytest.mark.parametrize(
     ("reference", "number", "points", "expected"),
     [
-        (PAIR, Number(0.27, low=0.2, high=0.35), 0, REPRODUCED),
-        (PAIR, Number(0.3, low=0.28, high=0.35), 3, NOT_REPRODUCED),
-        (PAIR, Number(0.3, low=0.28, high=0.35), 5, REPRODUCED),
+        (PAIR, Number(0.27, low=0, high=1), 2, NOT_REPRODUCED),  # whatever the interval
+        (PAIR, Number(0.27, low=0.26, high=1), 3, REPRODUCED),
+        (PAIR, Number(0.21), 3, REPRODUCED),
         (VANILLA_STARTS, Number(0.9, low=0.85, high=0.95), 0, REPRODUCED),
         (VANILLA_STARTS, Number(0.6, low=0.5, high=0.7), 5, NOT_REPRODUCED),
-        (DERTA_STARTS, Number(0.4, low=0.38, high=0.42), 3, REPRODUCED),
+        (DERTA_STARTS, Number(0.42, low=0.41, high=0.43), 3, REPRODUCED),
         (DERTA_STARTS, Number(0.6, low=0.55, high=0.7), 3, NOT_REPRODUCED),
     ],
 )  # fmt: skip
@@ -220,14 +220,11 @@ def test_how_near_the_cells_lie_is_counted_by_hand():
     of = [c for c in claims.all_claims() if c.kind == "cell" and c.release and c.release.ours == key]
     far = claims.closeness({key: Number(printed + 0.06, low=printed - 0.01, high=printed + 0.1)})
     assert far.startswith(f"Of the {len(of)} cells with released responses, 0 differ")
-    assert f"in {len(of)} the paper's value lies within" in far
     assert len(of) > 1
-    assert far.endswith("each counted once, it is 0 and 1 of 1.")
+    assert far.endswith("each counted once, they are 0 of 1.")
     just = claims.closeness({key: Number(printed + 0.05, low=printed - 0.01, high=printed + 0.1)})
     assert f"responses, {len(of)} differ" in just
-    near = claims.closeness({key: Number(printed + 0.04, low=printed + 0.01, high=printed + 0.1)})
-    assert f"responses, {len(of)} differ" in near
-    assert "in 0 the paper's value lies within" in near
+    assert just.endswith("each counted once, they are 1 of 1.")
 
 
 def test_a_group_that_the_results_hold_is_taken_as_it_stands() -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from safetensors import SafetensorError
 from scipy.stats import fisher_exact
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -77,6 +78,7 @@ def test_rank_zero_trains_all_parameters(monkeypatch, tmp_path, rank):
 @pytest.mark.parametrize(
     ("error", "said"),
     [
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "disk is full.*DERTA_CACHE"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), "out of memory. Tried .* a smaller model"),
         (ImportError("Found an incompatible version of torchao"), "incompatible version of torchao"),
     ],
@@ -224,7 +226,8 @@ def test_too_few_items_are_never_worse(tmp_path):
     for n in range(2, 6):  # all of five the one way: 2 · 2⁻⁵ > 5 %
         none, all_ = ({str(i): outcome for i in range(n)} for outcome in (0.0, 1.0))
         changes = compare.compare(run(tmp_path / "a", 0.0, items=none), run(tmp_path / "b", 1.0, items=all_))
-        assert compare.worse(changes, ["asr"]) == []
+        with pytest.raises(DertaError, match=f"with {n} crafts or fewer behind each of 1 results, no change could"):
+            compare.worse(changes, ["asr"])
     two = compare.compare(run(tmp_path / "a", **wilson(0, 2)), run(tmp_path / "b", **wilson(2, 2)))
     assert two[0].difference.low > 0  # Newcombe's interval of so few is too narrow
     assert compare.worse(two, ["asr"]) == []

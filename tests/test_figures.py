@@ -129,7 +129,7 @@ FIGURES = {
     "rates": (RATES, ["95 % intervals: attack success, by attack",
                       "direct: vanilla 5 % (1 to 20, n = 20), DeRTa 0 % (0 to 16, n = 20)"]),
     "trade_off": (POINTS, ["keep 15 %: 4 % attack success, 5 % of benign twins refused"]),
-    "compare_to_paper": (PAPER, ["within our 95 % interval in 1", "mean absolute difference is 9.0 points",
+    "compare_to_paper": (PAPER, ["mean absolute difference is 9.0 points",
                                  "largest is 16.0 points (8B, DeRTa, PAIR)"]),
     "training_curves": (TRAINING, ["DeRTa, MLE: 2.50 at step 1, 0.50 at step 9", "DeRTa, RTO: 4.00 at step 1"]),
 }  # fmt: skip

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from derta_lib.errors import DertaError
-from derta_lib.judges import build, xstest
+from derta_lib.judges import Verdict, build, xstest
 from derta_lib.judges.refusal import find_refusal, read_refusal, refusal_facts, token_index
 from derta_lib.judges.wording import Sentence
 
@@ -188,6 +188,37 @@ def test_agreement_with_people_on_xstest_held_out():
 
 def detector_rows(table):
     return table.loc["detector: three labels", "n"]
+
+
+def test_what_goes_on_in_mid_text_by_hand():
+    """Two answers to one unsafe prompt, one too short to be cut; each other answer would be left out as well."""
+    answer, short = " ".join(f"w{n}" for n in range(30)), " ".join(f"w{n}" for n in range(29))
+    cells = [
+        (answer, True, "none"), (short, True, "none"), ("Sorry, no.", True, "full"), ("Never.", True, "full"),
+        ("Well.", True, "partial"), (answer, False, "none"),
+    ]  # fmt: skip
+    rows = pd.DataFrame(cells, columns=["completion", "unsafe_prompt", "label"]).assign(prompt="q")
+    rows = pd.concat([rows, rows.assign(prompt="other")])
+    seen = []
+
+    class Stub:
+        name = "stub"
+
+        def judge(self, items):
+            seen.extend(items)
+            return [Verdict(i.id, "no" not in i.response, 0.5, "none", None, "stub") for i in items]
+
+    table = xstest.in_mid_text(rows, Stub()).set_index("figure")
+    begun, rest = answer.partition(" w10")[0], "w10" + answer.partition(" w10")[2]
+    said = [(item.query, item.prompt, item.response, item.continues) for item in seen]
+    ends = [rest, xstest.FILLER, "Sorry, no.", "Never."]
+    assert sorted(said) == sorted((q, begun, end, True) for q in ("q", "other") for end in ends)
+    assert table["n"].to_dict() == {
+        "offline judge: a refusal amid an answer": 4,
+        "offline judge: filler amid an answer": 2,
+        "offline judge: the rest of an answer": 2,
+    }
+    assert table["value"].tolist() == [0.5, 0.0, 1.0]
 
 
 def test_agreement_on_xstest_by_hand():

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from scipy import stats
-from statsmodels.stats.proportion import proportion_confint
 from tiny import tiny_folder
 
 from derta_lib import models, seeds
@@ -49,12 +48,18 @@ def test_rates_and_changes_by_hand(made):
 
 
 def test_a_change_by_hand(made):
-    """From 100 and 75 % to 0 and 25 %, so 7/64 against 1/64 between the seeds: seven of eight trials count, with t₁."""
+    """From 100 and 75 % to 0 and 25 %, so by −100 and −50 points in the two seeds."""
     change = made.change("derta", ["direct"], "gives the steps")
     assert (change.value, change.unit, change.n) == (-75, "points", 8)
-    low, high = proportion_confint(7 / 8, 7, alpha=2 * stats.norm.sf(stats.t.ppf(0.975, 1)), method="wilson")
-    down, up = 2**0.5 * (1 / 8 - low), 2**0.5 * (high - 1 / 8)  # the same for both, turned round
-    assert (change.low, change.high) == pytest.approx((-75 - 100 * down, -75 + 100 * up))
+    assert (change.low, change.high) == (-100, 100)  # t₁ alone would reach beyond
+    kept = seeds.read_seeds()
+    of = kept.records[kept.records.attack.isin(["direct", "codeattack"])]
+    steps = of.assign(k=of.kinds.str.count("0"), n=of.kinds.str.len()).pivot_table(("k", "n"), "seed", "method", "sum")
+    apart = 100 * (steps.k / steps.n).eval("dpo - vanilla")
+    number = kept.change("dpo", ["direct", "codeattack"], "gives the steps")
+    assert (number.value, number.n) == (pytest.approx(apart.mean()), steps.n.dpo.sum())
+    by_seed = stats.t.interval(0.95, len(apart) - 1, apart.mean(), stats.sem(apart))
+    assert (number.low, number.high) == pytest.approx(by_seed, abs=0.25 * (by_seed[1] - by_seed[0]))
     both = made.change("derta", ["direct", "prefilling-16"], "gives the steps")
     assert (both.value, both.n) == (-75, 16)
     assert made.change("derta", ["direct"], "twin refused").low < 0  # nothing seen on either side is not certainty

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from tiny import tiny_folder
 from transformers import AutoModelForCausalLM, TrainingArguments, get_scheduler
 
-from derta_lib import loss, records, training, tree
+from derta_lib import checkpoints, loss, records, training, tree
 from derta_lib.chat import chat_of
 from derta_lib.corpus import concord
 from derta_lib.data import Pair, Triple
@@ -244,7 +244,7 @@ def test_interrupted_training_gives_the_same_weights(
     flipped = bytearray((saved / "optimizer.pt").read_bytes())
     flipped[len(flipped) // 2] ^= 1
     (torn[2] / "optimizer.pt").write_bytes(flipped)
-    (torn[3] / training.WHOLE).unlink()
+    (torn[3] / checkpoints.WHOLE).unlink()
     (saved.parent / "checkpoint-old").mkdir()
     resumed = train(folder, TRIPLES, PAIRS, recipe)
     assert seen == [*range(1, 23), *range(21, 25)]  # from the last saved step, 20

@@ -27,8 +27,8 @@ class Item:
 
     @property
     def text(self) -> str:
-        """What is read for content: the response, behind the prompt that it goes on from. Refusals are looked for in
-        the response alone.
+        """What is read for content: the response, behind the prompt that it goes on from (by the offline judges where
+        the prompt alone is not unsafe: `refusal.offline`). Refusals are looked for in the response alone.
         """
         joined = self.continues and self.prompt and self.response.strip()
         return f"{self.prompt} {self.response}" if joined else self.response

@@ -7,10 +7,12 @@ responses that people labelled, and so were the weights of the model and of `lab
 Like `labelled`, it was made without a look at the authors' release (benchmarks/fit_tuned.py), from sets in permissively
 licensed repositories: JAILJUDGE's sample in JailbreakEval, GPTFuzz, purseclab's study, PyRIT's two, XSTest's
 development half with XSTest's and WildGuard's labels, and harmless requests with their answers. After the weights were
-set on two fifths held out, adapter and head were tuned again on all of it. In two later changes the release had a part:
-a first scoring led to reading a response behind the prompt that it goes on from (`Item.text`); and the border for what
-stands before a refusal (`refusal.CUT_SHORT`) was looked for in people's labels after 0.5 had put the cells further from
-the paper. And two other tunings, as good by people's labels, were scored and not taken (notebook 06).
+set on two fifths held out, adapter and head were tuned again on all of it. In three later changes the release had a
+part: a first scoring led to reading a response behind the prompt that it goes on from (`Item.text`); the border for
+what stands before a refusal (`refusal.CUT_SHORT`) was looked for in people's labels after 0.5 had put the cells further
+from the paper; and a prompt that alone would be called unsafe is left out again (`refusal.offline`), after refusals had
+been called unsafe for their prompt's sake, although the cells are further from the paper without. And two other
+tunings, as good by people's labels, were scored and not taken (notebook 06).
 
 Nothing was fitted to five further sets (`judges.people`). By HarmBench's and JailbreakBench's alone nothing was
 chosen; how many layers and which rank, was chosen in view of the others.
