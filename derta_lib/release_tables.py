@@ -129,8 +129,9 @@ def disagreement(responses: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def differences(
     responses: pd.DataFrame, first: tuple[str, str], second: tuple[str, str], seed: int = 0
 ) -> pd.DataFrame:
-    """Attack success of one model and method minus that of another in points, by attack and over all, paired and
-    clustered by question: attack, n (pairs), points, low, high. Questions that only one has answered are left out.
+    """Attack success of one model and method minus that of another in points, by attack and on average over them
+    ("all"), paired and clustered by question: attack, n (pairs), points, low, high. Questions that only one has
+    answered are left out.
     """
     scored = responses.dropna(subset="unsafe")
     ours, theirs = (scored[(scored["model"] == m) & (scored["method"] == name)] for m, name in (first, second))
@@ -139,7 +140,7 @@ def differences(
     for attack in (*dict.fromkeys(pairs["attack"]), "all"):
         part = pairs if attack == "all" else pairs[pairs["attack"] == attack]
         sides = (part["unsafe"].astype(float), part["unsafe_baseline"].astype(float))
-        number = stats.difference(*sides, part["question"].tolist(), seed=seed)
+        number = stats.difference(*sides, part["question"].tolist(), part["attack"].tolist(), seed=seed)
         rows.append({"attack": attack, "n": number.n, "points": number.value, "low": number.low, "high": number.high})
     return pd.DataFrame(rows)
 

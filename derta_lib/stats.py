@@ -117,8 +117,16 @@ def cumulative(starts: ArrayLike, clusters: Sequence[Hashable], places: Iterable
     return pd.DataFrame(rows, columns=["position", "share", "low", "high", "n"])
 
 
-def difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed: int = 0) -> Number:
-    """Mean of a minus mean of b in percentage points, with a paired bootstrap that resamples whole clusters.
+def difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Sequence[Hashable],
+    groups: Sequence[Hashable] | None = None,
+    *,
+    seed: int = 0,
+) -> Number:
+    """Mean of a minus mean of b in percentage points (with `groups`, the mean of the groups' differences), with a
+    paired bootstrap that resamples whole clusters.
 
     `a`, `b` and `clusters` have one entry a pair: the outcomes (0/1 or shares) of two methods on the same item, and
     the question the item belongs to (items of one question are not independent). Percentile interval, Efron and
@@ -126,13 +134,19 @@ def difference(a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], *, seed
     Student's t on the clusters; where all are alike, by Clopper and Pearson (1934). n is the number of pairs. With one
     cluster there is no interval. Raises DertaError when lengths differ, nothing is there, or a value is not finite.
     """
-    return _clustered(a, b, clusters, [0] * len(clusters), -100.0, seed)
+    return _clustered(a, b, clusters, groups, -100.0, seed)
 
 
 def _clustered(
-    a: ArrayLike, b: ArrayLike, clusters: Sequence[Hashable], groups: Sequence[Hashable], least: float, seed: int = 0
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: Sequence[Hashable],
+    groups: Sequence[Hashable] | None,
+    least: float,
+    seed: int = 0,
 ) -> Number:
-    """`difference` by groups, where a pair can give from `least` to 100 points."""
+    """`difference`, where a pair can give from `least` to 100 points."""
+    groups = [0] * len(clusters) if groups is None else groups
     ours, theirs = _finite(a, "a"), _finite(b, "b")
     if not ours.size == theirs.size == len(clusters) == len(groups):
         raise DertaError(
@@ -172,7 +186,6 @@ def clustered_share(right: ArrayLike, clusters: Sequence[Hashable], groups: Sequ
     """Share of outcomes that are True (with `groups`, the mean of the groups' shares), with the interval of
     `difference`: by a bootstrap of whole clusters.
     """
-    groups = [0] * len(clusters) if groups is None else groups
     points = _clustered(right, np.zeros(len(clusters)), clusters, groups, 0.0)
     low, high = (None if bound is None else bound / 100 for bound in (points.low, points.high))
     return Number(points.value / 100, "rate", points.n, low, high)

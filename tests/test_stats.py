@@ -164,6 +164,14 @@ def test_difference_covers_the_truth_with_few_clusters(
     assert covered / trials >= least
 
 
+def test_a_difference_by_groups_counts_all_alike() -> None:
+    """Eight questions under an attack that differs by 100 points, two of them under one that does not: 50, not 80."""
+    clusters, groups = [*range(8), 0, 1], ["x"] * 8 + ["y"] * 2
+    number = difference([1] * 10, [0] * 8 + [1] * 2, clusters, groups)
+    assert (number.value, number.n) == (50, 10)
+    assert difference([1] * 10, [0] * 8 + [1] * 2, clusters).value == 80
+
+
 @pytest.mark.parametrize("clusters", [2, 3, 4])
 def test_few_clusters_of_several_outcomes_cover_the_truth(clusters: int) -> None:
     """A craft's three outcomes rise and fall together; of two to four crafts a bootstrap covers 82 to 90 %."""
