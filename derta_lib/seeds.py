@@ -57,9 +57,14 @@ class Seeds:
 
     def rate(self, method: str, attacks: Sequence[str], outcome: str) -> Number:
         """A method's rate of one of the OUTCOMES over all seeds and attacks; n counts responses."""
+        return repeats(list(self._by_seed(method, attacks, outcome).itertuples(index=False, name=None)))
+
+    def _by_seed(self, method: str, attacks: Sequence[str], outcome: str) -> pd.DataFrame:
+        """A row a seed: k of n responses under the attacks have the outcome."""
         of = self.records[(self.records.method == method) & self.records.attack.isin(attacks)]
         column, digit = OUTCOMES[outcome]
-        return repeats([(each.count(digit), len(each)) for each in of.groupby("seed")[column].agg("".join)])
+        said = of.groupby("seed")[column].agg("".join)
+        return pd.DataFrame({"k": said.map(lambda each: each.count(digit)), "n": said.map(len)})
 
     def rates(self, outcome: str) -> pd.DataFrame:
         """A rate over the seeds for each method and attack: columns method, attack, value, low, high, n, number."""
@@ -75,12 +80,8 @@ class Seeds:
         """
         if not self.records.attack.isin(attacks).any():
             return None
-        column, digit = OUTCOMES[outcome]
-        of = self.records[self.records.attack.isin(attacks) & self.records.method.isin((method, "vanilla"))]
-        said = of.groupby(["seed", "method"])[column].agg("".join).unstack()
-        shares = said.map(lambda each: each.count(digit) / len(each))
-        number = difference(shares[method], shares["vanilla"], list(said.index))
-        return replace(number, n=int(said[method].map(len).sum()))
+        own, other = (self._by_seed(name, attacks, outcome) for name in (method, "vanilla"))
+        return replace(difference(own.k / own.n, other.k / other.n, list(own.index)), n=int(own.n.sum()))
 
 
 def read_seeds(path: Path = KEPT) -> Seeds:

@@ -160,6 +160,11 @@ def _clustered(
     value = float((sums.sum(0) / sizes.sum(0)).mean())
     if len(sums) == 1:
         return Number(value, "points", ours.size)
+    totals = sizes.sum(0)
+    shifts = ((sums - sums.sum(0) / totals * sizes) / totals).mean(1)  # of the value, by each cluster
+    if len(sums) < FEW and np.abs(shifts).max() > 1e-9:  # the rarest resamples are too frequent to stand for the tails
+        half = t.ppf((1 + LEVEL) / 2, len(sums) - 1) * math.sqrt(len(sums) / (len(sums) - 1) * (shifts**2).sum())
+        return Number(value, "points", ours.size, max(least, value - half), min(100.0, value + half))
     rng, chances, block = np.random.default_rng(seed), np.full(len(sums), 1 / len(sums)), 1 + 10**7 // len(sums)
     parts = []
     for start in range(0, RESAMPLES, block):  # many clusters would need gigabytes at once
@@ -172,11 +177,6 @@ def _clustered(
         # value, and those could lie at `least` or at 100
         others = 1 - ((1 - LEVEL) / 2) ** (1 / len(sums))
         return Number(value, "points", ours.size, value + others * (least - value), value + others * (100.0 - value))
-    if len(sums) < FEW:  # the rarest resamples are too frequent to stand for the tails: by Student's t on the clusters
-        totals = sizes.sum(0)
-        shifts = ((sums - sums.sum(0) / totals * sizes) / totals).mean(1)
-        half = t.ppf((1 + LEVEL) / 2, len(sums) - 1) * math.sqrt(len(sums) / (len(sums) - 1) * (shifts**2).sum())
-        return Number(value, "points", ours.size, max(least, value - half), min(100.0, value + half))
     tail = norm.cdf(-math.sqrt(len(sums) / (len(sums) - 1)) * t.ppf((1 + LEVEL) / 2, len(sums) - 1))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Number(value, "points", ours.size, float(low), float(high))

@@ -186,7 +186,7 @@ def test_few_clusters_of_several_outcomes_cover_the_truth(clusters: int) -> None
 
 
 def test_few_clusters_by_hand() -> None:
-    """Three clusters of one pair each: Student's t on −100, 0 and −100, cut to what a difference can be."""
+    """Four clusters of one pair each: Student's t on −100, 0, −100 and 0, cut to what a difference can be."""
     apart = np.array([-100.0, 0.0, -100.0, 0.0])
     number = difference([0, 1, 0, 1], [1, 1, 1, 1], range(4))
     low, high = scipy_stats.t.interval(0.95, 3, apart.mean(), scipy_stats.sem(apart))
